@@ -1,0 +1,259 @@
+"""Settings: dataclasses are the schema, YAML the values, OmegaConf the merge.
+
+    schema defaults < configs/presets/<preset>.yaml < the given YAML < a.b=c overrides
+
+Everything below `load_config` sees frozen dataclasses, never a DictConfig. Policies are named by strings;
+the names are checked by the registry of their kind when the engine is built, so that adding one is one file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from streamkv.errors import ConfigError
+
+CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
+
+DEFAULT_GUIDANCE = (
+    "Keep what questions are about: objects and people with their attributes and places, actions and changes of "
+    "state with their times, text, numbers and clocks on the screen, causes and outcomes, counts and layout, and "
+    "whatever tells this moment from a similar one."
+)
+"""The guidance prompt of ALGORITHM.md, section 5, in our own words."""
+
+
+def _check(problems: Iterable[str]) -> None:
+    found = [p for p in problems if p]
+    if found:
+        raise ConfigError("; ".join(found))
+
+
+def _need(ok: bool, name: str, got: object, allowed: str) -> str:
+    return "" if ok else f"{name}: got {got!r}, allowed {allowed}"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    path: str = "townsquare"
+    """A Hugging Face folder or hub id, or `townsquare` for the bundled demo model."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:1` ..."""
+    dtype: str = "auto"
+    """`auto` is float32 on CPU (half precision is a hundred times slower there) and bfloat16 on GPU."""
+    threads: int = 1
+    """Torch threads of each process that runs the model; 0 leaves torch's own choice."""
+
+    def __post_init__(self) -> None:
+        dtypes = ("auto", "float32", "bfloat16", "float16")
+        _check(
+            [
+                _need(self.dtype in dtypes, "model.dtype", self.dtype, ", ".join(dtypes)),
+                _need(self.threads >= 0, "model.threads", self.threads, ">= 0"),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    policy: str = "semantic"
+    """`semantic` closes on change; `uniform` every `max_frames`."""
+    min_frames: int = 4
+    max_frames: int = 64
+    """A full open segment merges its most similar neighbours (semantic) or closes (uniform)."""
+    theta: float = 0.99
+    """Cosine similarity at or below which a segment of at least `min_frames` closes."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    max_seconds: float = 60.0
+    """A segment closes after this much stream time, so that a still camera's past can be asked; 0: never."""
+
+    def __post_init__(self) -> None:
+        _check(
+            [
+                _need(1 <= self.min_frames <= self.max_frames, "segment.min_frames", self.min_frames,
+                      f"1 to segment.max_frames ({self.max_frames})"),
+                _need(self.max_seconds >= 0, "segment.max_seconds", self.max_seconds, ">= 0"),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    policy: str = "adaptive"
+    """`adaptive` finds one softmax mass for all layers (ALGORITHM.md, 6); `uniform` gives each the same."""
+    zscore: bool = True
+    """Normalise a layer's scores before the softmax (the released code; not in the paper)."""
+    tau: float | None = 1.0
+    """Clamp each layer to (1 - tau, 1 + tau) of the uniform share; null: no clamp (the paper)."""
+
+    def __post_init__(self) -> None:
+        _check([_need(self.tau is None or 0 <= self.tau <= 1, "budget.tau", self.tau, "0 to 1, or null")])
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    policy: str = "guided"
+    """`guided` scores frames by the guidance prompt; `none` keeps everything."""
+    keep_ratio: float = 0.4
+    """Share of a segment's frames that is KEPT in each layer, on average. Not the paper's share discarded."""
+    summary: bool = True
+    """Append the segment's mean frame, prefill it and keep its block in every layer."""
+    guidance: str = DEFAULT_GUIDANCE
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+
+    def __post_init__(self) -> None:
+        _check([_need(0 < self.keep_ratio <= 1, "compress.keep_ratio", self.keep_ratio, "above 0, up to 1")])
+
+
+@dataclass(frozen=True)
+class RetrieveConfig:
+    policy: str = "topk"
+    """`topk` by score; `recent` the last `recent_blocks`; `window` the last `n_local` tokens; `everything`."""
+    blocks_per_layer: int = 64
+    """K: blocks retrieved in a layer, on average over layers."""
+    recent_blocks: int = 8
+    """Latest blocks that are always taken; they count towards K."""
+    candidate_segments: int = 64
+    """Segments taken from each layer's index, whose blocks are then scored; 0 scores every block (exact)."""
+    budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(tau=0.5))
+
+    def __post_init__(self) -> None:
+        _check(
+            [
+                _need(self.blocks_per_layer >= 1, "retrieve.blocks_per_layer", self.blocks_per_layer, ">= 1"),
+                _need(self.recent_blocks >= 0, "retrieve.recent_blocks", self.recent_blocks, ">= 0"),
+                _need(self.candidate_segments >= 0, "retrieve.candidate_segments", self.candidate_segments,
+                      ">= 0"),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """The whole method; a preset is one of these."""
+
+    n_local: int = 15_000
+    """Tokens of the stream that a token sees in prefill, besides the system prompt; 0: all (for `full`)."""
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
+    retrieve: RetrieveConfig = field(default_factory=RetrieveConfig)
+
+    def __post_init__(self) -> None:
+        _check([_need(self.n_local >= 0, "method.n_local", self.n_local, ">= 0")])
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    sample_fps: float = 0.5
+    """Frames sampled from a second of video."""
+    batch_frames: int = 16
+    """Frames that the vision tower encodes at once, from however many streams."""
+    queue_frames: int = 32
+    """Decoded frames that wait for the tower, for each stream; decoding pauses when it is full."""
+
+    def __post_init__(self) -> None:
+        _check(
+            [
+                _need(self.sample_fps > 0, "source.sample_fps", self.sample_fps, "> 0"),
+                _need(self.batch_frames >= 1, "source.batch_frames", self.batch_frames, ">= 1"),
+                _need(self.queue_frames >= 1, "source.queue_frames", self.queue_frames, ">= 1"),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    root: str = ".streamkv/store"
+    """Folder of the segment store."""
+    catalog_url: str = ""
+    """SQLAlchemy URL; empty: SQLite in the store's folder."""
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """What an actor pool costs."""
+
+    actors: int = 1
+    cpus: float = 0.5
+    gpus: float = 0.0
+    in_flight: int = 2
+    """Segments of one stream that may wait for the next stage before this one pauses."""
+
+    def __post_init__(self) -> None:
+        _check(
+            [
+                _need(self.actors >= 1, "pool.actors", self.actors, ">= 1"),
+                _need(self.in_flight >= 1, "pool.in_flight", self.in_flight, ">= 1"),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    host: str = "127.0.0.1"
+    port: int = 8008
+    replicas: int = 1
+    cpus: float = 0.5
+    gpus: float = 0.0
+    max_new_tokens: int = 128
+    max_question_chars: int = 4_000
+    timeout_s: float = 60.0
+    max_queued: int = 64
+    """Questions that may wait for a replica; more are refused with 503."""
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    preset: str = "streamkv"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    encode: PoolConfig = field(default_factory=PoolConfig)
+    prefill: PoolConfig = field(default_factory=PoolConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+
+
+def preset_names() -> list[str]:
+    """The presets that are shipped, sorted."""
+    return sorted(p.stem for p in (CONFIG_ROOT / "presets").glob("*.yaml"))
+
+
+def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> PipelineConfig:
+    """Schema < preset < YAML < `a.b=c` overrides; unknown, mistyped or missing keys raise ConfigError.
+
+    The preset's name is read from the overrides (`preset=rekv`), else from the YAML, else it is `streamkv`.
+    """
+    schema = OmegaConf.structured(PipelineConfig)
+    try:
+        given = cast(DictConfig, OmegaConf.load(path)) if path is not None else OmegaConf.create()
+        dotted = OmegaConf.from_dotlist(list(overrides))
+        preset = dotted.get("preset") or given.get("preset") or schema.preset
+        preset_file = CONFIG_ROOT / "presets" / f"{preset}.yaml"
+        if preset not in preset_names():
+            raise ConfigError(f"preset: unknown {preset!r}; known: {', '.join(preset_names())}")
+        merged = OmegaConf.merge(schema, OmegaConf.load(preset_file), given, dotted)
+        return cast(PipelineConfig, OmegaConf.to_object(merged))
+    except FileNotFoundError as exc:
+        raise ConfigError(f"config file {path}: not found; shipped ones are in {CONFIG_ROOT}") from exc
+    except OmegaConfBaseException as exc:
+        cause = exc.__cause__
+        if isinstance(cause, ConfigError):
+            raise cause from exc
+        where = f" in {path}" if path else ""
+        raise ConfigError(f"config{where}: {str(exc).splitlines()[0]} (key {exc.full_key!r})") from exc
+
+
+def config_to_dict(config: PipelineConfig) -> dict[str, Any]:
+    """Plain values, for a message to another process or for printing."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def config_from_dict(values: dict[str, Any]) -> PipelineConfig:
+    """The inverse of `config_to_dict`."""
+    return cast(PipelineConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PipelineConfig), values)))

@@ -1,0 +1,68 @@
+"""Every error that a user can cause, as one tree.
+
+StreamKVError
+├── ConfigError           a setting is unknown, mistyped or out of range
+├── SourceError           a video cannot be opened or read at all
+├── ModelError            a checkpoint cannot be loaded or is of an unknown family
+├── QuestionError         a question is empty or too long
+└── StoreError
+    ├── UnknownStreamError    no such stream
+    ├── StreamExistsError     the stream id is taken
+    ├── StreamIdError         the stream id is not a safe name
+    ├── ForeignStoreError     the store was written by another model or format
+    ├── CorruptSegmentError   a segment file does not match its checksums
+    └── FencedError           another writer owns the stream now
+
+Each message says what, what was got, what is allowed, and what to do.
+"""
+
+
+class StreamKVError(Exception):
+    """Base of all errors below; catch it to catch whatever a user can cause."""
+
+
+class ConfigError(StreamKVError, ValueError):
+    """A setting is unknown, mistyped or out of range."""
+
+
+class SourceError(StreamKVError):
+    """A video cannot be opened, holds no video, or yields no frame."""
+
+
+class ModelError(StreamKVError):
+    """A checkpoint cannot be loaded, or no adapter knows its family."""
+
+
+class QuestionError(StreamKVError, ValueError):
+    """A question is empty or longer than the configured limit."""
+
+
+class StoreError(StreamKVError):
+    """The segment store refuses or cannot do what was asked."""
+
+
+class UnknownStreamError(StoreError, KeyError):
+    """No stream of that id is registered."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class StreamExistsError(StoreError):
+    """A stream of that id is registered already."""
+
+
+class StreamIdError(StoreError, ValueError):
+    """The stream id is not a safe file name."""
+
+
+class ForeignStoreError(StoreError):
+    """The store was written by another model, geometry or format version."""
+
+
+class CorruptSegmentError(StoreError):
+    """A segment file is cut, altered or missing."""
+
+
+class FencedError(StoreError):
+    """The writer's epoch is older than the stream's: another writer took over."""
