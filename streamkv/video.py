@@ -1,0 +1,376 @@
+"""A URI to sampled frames, by timestamp. Knows PyAV; knows nothing of models, streams' names or stores.
+
+Stream time starts at the first picture (its timestamp is the origin, whatever it says). Frame k is the picture
+that is on show at k / sample_fps, so what is sampled depends on the footage alone: a source that is resumed at any
+of these times yields exactly what it would have yielded without the break.
+
+    pictures   |a    |b  |c                  (lost)      |d     |e
+    grid       0     1     2     3     4     5     6     7     8
+    frames     a     b     c     c     c  ^ gap (5, 7) ^ d     e      c is held while it says so
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import numpy as np
+
+from streamkv.errors import SourceError
+from streamkv.types import Frame
+
+OnGap = Callable[[float, float, str], None]
+"""Hears of footage that is missing: from, until (stream time, on the sampling grid), and why."""
+
+NEAR_S = Fraction(1, 1000)
+"""A picture this little after a sampling time still counts as on show: containers round their timestamps."""
+MAX_HOLD_S = Fraction(10)
+"""A picture without a stated duration is on show until the next one, but for no longer than this."""
+MAX_JUMP_S = Fraction(3600)
+"""Timestamps that leap further ahead, or back by a second, are another clock; time goes on by one picture."""
+MAX_PIXELS = 64_000_000
+"""Larger pictures are refused: one of them, decoded, would take a fifth of a gigabyte."""
+SEEK_MARGIN_S = 2.0
+"""How far before the wanted time a seek aims: containers seek by decoding time, which runs ahead."""
+SEEKABLE = ("mov", "matroska")
+"""Containers whose index finds a keyframe by time; others are decoded from their beginning to be exact."""
+MAX_REORDER = 1000
+"""Packets whose pictures may be outstanding; a decoder holds back a few dozen."""
+MAX_READ_ERRORS = 8
+"""Failed reads in a row after which a source counts as ended."""
+OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 30.0
+
+_SECRET = re.compile(r"token|key|secret|pass|pwd|sig|auth|cred|user", re.IGNORECASE)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a source says of itself."""
+
+    duration_s: float  # 0.0 when it does not say
+    fps: float  # average; 0.0 when unknown
+    width: int
+    height: int
+    codec: str
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A decoded frame in stream time."""
+
+    time: Fraction
+    until: Fraction  # the end of its own stated duration
+    image: Any  # av.VideoFrame
+    lost: int  # pictures that did not decode between the one before and this one
+
+
+def redact_uri(uri: str) -> str:
+    """The URI as it may be shown: no user, no password, no tokens in its query."""
+    if not _URL.match(uri):
+        return uri
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return uri.split("://", 1)[0] + "://***"
+    host = parts.netloc.rpartition("@")[2]
+    netloc = f"***@{host}" if "@" in parts.netloc else host
+    query = parts.query
+    if query:
+        pairs = parse_qsl(query, keep_blank_values=True)
+        query = urlencode([(k, "***" if _SECRET.search(k) else v) for k, v in pairs], safe="*/:")
+    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
+
+
+def probe(uri: str) -> VideoInfo:
+    """Opens a source and decodes its first picture.
+
+    Raises:
+        SourceError: it cannot be opened, holds no video, or not one picture decodes.
+    """
+    with _open(uri, threads=1) as source:
+        first = next(source.pictures(), None)
+        if first is None:
+            raise _no_picture(uri)
+        rate = source.stream.average_rate
+        return VideoInfo(
+            duration_s=float(source.declared_end() or 0),
+            fps=float(rate) if rate else 0.0,
+            width=int(first.image.width),
+            height=int(first.image.height),
+            codec=str(source.stream.codec_context.name),
+        )
+
+
+def sample_frames(
+    uri: str, sample_fps: float, *, start_s: float = 0.0, on_gap: OnGap | None = None, threads: int = 1
+) -> Iterator[Frame]:
+    """The frames on show at k / sample_fps for every k from start_s on.
+
+    A damaged source yields what decodes; what is missing is told to `on_gap`, in order with the frames.
+
+    Raises:
+        SourceError: it cannot be opened, holds no video, or (from the beginning) not one picture decodes.
+    """
+    if not sample_fps > 0:
+        raise SourceError(f"sample_fps: got {sample_fps!r}, allowed above 0")
+    with _open(uri, threads=threads) as source:
+        grid = _Grid(sample_fps, start_s, _ignore if on_gap is None else on_gap)
+        shown: _Picture | None = None
+        for picture in source.pictures(grid.due if start_s > 0 else None):
+            yield from grid.pass_time(shown, picture)
+            shown = picture
+        if shown is not None:
+            yield from grid.show(shown, shown.until)
+        elif start_s <= 0:
+            raise _no_picture(uri)
+        end = source.declared_end(trust_container=source.errors > 0)
+        if end is not None and end - grid.due > max(1, grid.step):
+            grid.skip_to(end, f"the source ends {float(end - grid.due):.1f} s before its stated end")
+
+
+def _ignore(start_s: float, end_s: float, reason: str) -> None:
+    pass
+
+
+class _Grid:
+    """Walks the sampling times; `due` is the next one."""
+
+    def __init__(self, sample_fps: float, start_s: float, on_gap: OnGap):
+        self.step = 1 / Fraction(sample_fps).limit_denominator(1_000_000)
+        self.index = max(0, math.ceil((Fraction(start_s) - NEAR_S) / self.step))
+        self.on_gap = on_gap
+
+    @property
+    def due(self) -> Fraction:
+        return self.index * self.step
+
+    def pass_time(self, shown: _Picture | None, coming: _Picture) -> Iterator[Frame]:
+        """Yields what `shown` covers until `coming` is on show; reports what nothing covers."""
+        starts = coming.time - NEAR_S
+        if shown is None:
+            self.skip_to(starts, _why(coming, coming.time - self.due))
+            return
+        silence = coming.time - shown.until
+        if coming.lost or silence > MAX_HOLD_S:
+            yield from self.show(shown, min(shown.until, starts))
+            self.skip_to(starts, _why(coming, silence))
+        else:
+            yield from self.show(shown, starts)
+
+    def show(self, picture: _Picture, until: Fraction) -> Iterator[Frame]:
+        """The picture at each sampling time before `until`."""
+        rgb: np.ndarray | None = None
+        while self.due < until:
+            if rgb is None:
+                rgb = picture.image.to_ndarray(format="rgb24")
+            self.index += 1
+            yield Frame(rgb=rgb, start_s=float(self.due - self.step), end_s=float(self.due))
+
+    def skip_to(self, time: Fraction, reason: str) -> None:
+        """Passes the sampling times before `time`, as a gap if there are any."""
+        start = self.due
+        self.index = max(self.index, math.ceil(time / self.step))
+        if self.due > start:
+            self.on_gap(float(start), float(self.due), reason)
+
+
+def _why(coming: _Picture, silence: Fraction) -> str:
+    if coming.lost:
+        return f"{coming.lost} picture{'s' if coming.lost > 1 else ''} did not decode"
+    return f"no picture for {float(silence):.1f} s"
+
+
+class _Source:
+    """An open container and the clock of its first real video stream."""
+
+    def __init__(self, container: Any, stream: Any):
+        self.container = container
+        self.stream = stream
+        self.errors = 0  # packets or reads that failed, so far
+        self.origin: Fraction | None = None  # the first picture's own timestamp
+        rate = stream.average_rate or stream.guessed_rate or 25
+        self.picture_s = 1 / Fraction(rate)
+        self._shift = Fraction(0)  # added to timestamps since the last change of clock
+        self._fed: set[int] = set()  # timestamps of packets whose picture has not come out
+        self._last: Fraction | None = None
+
+    def pictures(self, seek_s: Fraction | None = None) -> Iterator[_Picture]:
+        """Pictures in order of showing, from the first, or from a keyframe at or before `seek_s`."""
+        frames = self._decode()
+        first = self._next_picture(frames)
+        if first is None:
+            return
+        if seek_s is not None and seek_s > first.time:
+            frames, first = self._seek(seek_s, frames, first)
+        while first is not None:
+            yield first
+            first = self._next_picture(frames)
+
+    def declared_end(self, *, trust_container: bool = True) -> Fraction | None:
+        """Stream time at which the source says it ends; a container's own duration may be its audio's."""
+        base = self.stream.time_base
+        if self.stream.duration and base:
+            end = Fraction(self.stream.duration) * base
+            lead = (self.origin or Fraction(0)) - Fraction(self.stream.start_time or 0) * base
+            return end - max(lead, Fraction(0))
+        if trust_container and self.container.duration:
+            return Fraction(self.container.duration, 1_000_000)
+        return None
+
+    def _seek(
+        self, seek_s: Fraction, frames: Iterator[Any], first: _Picture
+    ) -> tuple[Iterator[Any], _Picture | None]:
+        """Jumps if the container can do so exactly; otherwise all before is decoded and passed over."""
+        name = self.container.format.name
+        if not name.startswith(SEEKABLE) or seek_s <= first.time + Fraction(SEEK_MARGIN_S):
+            return frames, first
+        import av
+
+        base = self.stream.time_base
+        target = int((seek_s - Fraction(SEEK_MARGIN_S) + (self.origin or 0)) / base)
+        beginning = self.stream.start_time or 0
+        for offset in (target, beginning):  # the second when the index led past the wanted time
+            try:
+                self.container.seek(offset, stream=self.stream, backward=True, any_frame=False)
+            except av.error.FFmpegError:
+                continue
+            self._shift, self._last = Fraction(0), None
+            self._fed.clear()
+            jumped = self._decode()
+            found = self._next_picture(jumped)
+            if found is not None and found.time <= seek_s:
+                return jumped, found
+            frames, first = jumped, found or first
+        return frames, first
+
+    def _next_picture(self, frames: Iterator[Any]) -> _Picture | None:
+        errors = self.errors
+        for image in frames:
+            if image.width * image.height > MAX_PIXELS:
+                raise SourceError(
+                    f"video: a picture of {image.width} x {image.height}, allowed up to {MAX_PIXELS} pixels; "
+                    "scale the video down"
+                )
+            time = self._stream_time(image)
+            if time is None:
+                continue  # shown at the time of another picture
+            base = image.time_base or self.stream.time_base
+            length = Fraction(image.duration) * base if image.duration and base else self.picture_s
+            return _Picture(time, time + length, image, max(self.errors - errors, self._lost_before(image)))
+        return None
+
+    def _lost_before(self, image: Any) -> int:
+        """Packets due before this picture that never came out: decoders drop some in silence."""
+        if image.pts is None:
+            return 0
+        lost = sum(stamp < image.pts for stamp in self._fed)
+        self._fed = {stamp for stamp in self._fed if stamp > image.pts}
+        return lost
+
+    def _stream_time(self, image: Any) -> Fraction | None:
+        """Rises from one picture to the next, whatever the timestamps do; None for one that does not."""
+        base = image.time_base or self.stream.time_base
+        follows = Fraction(0) if self._last is None else self._last + self.picture_s
+        if image.pts is None or not base:
+            time = follows
+        else:
+            stamp = Fraction(image.pts) * base
+            if self.origin is None:
+                self.origin = stamp
+            time = stamp - self.origin + self._shift
+        if self._last is not None:
+            leap = time - self._last
+            if leap < -1 or leap > MAX_JUMP_S:
+                self._fed.clear()
+                self._shift += follows - time
+                time = follows
+            elif leap <= 0:
+                return None
+        self._last = time
+        return time
+
+    def _decode(self) -> Iterator[Any]:
+        """Every frame that decodes; failures are counted and passed over."""
+        import av
+
+        failed_reads = 0
+        while failed_reads < MAX_READ_ERRORS:
+            try:
+                for packet in self.container.demux(self.stream):
+                    failed_reads = 0
+                    if packet.pts is not None and len(self._fed) < MAX_REORDER:
+                        self._fed.add(packet.pts)
+                    try:
+                        yield from packet.decode()
+                    except av.error.EOFError:
+                        continue
+                    except av.error.FFmpegError:
+                        self.errors += 1
+                return
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError:
+                failed_reads += 1
+                self.errors += 1
+
+
+@contextmanager
+def _open(uri: str, *, threads: int) -> Iterator[_Source]:
+    import av
+
+    shown = redact_uri(uri)
+    path = uri.removeprefix("file://")
+    if not _URL.match(path):
+        _check_file(path, shown)
+    try:
+        container = av.open(path, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
+    except (av.error.FFmpegError, OSError, ValueError) as exc:
+        # the cause carries the URI as it is, so it is not chained
+        why = getattr(exc, "strerror", None) or type(exc).__name__
+        raise SourceError(
+            f"video {shown}: cannot be opened ({why}); give a file or URL of a video that ffmpeg reads"
+        ) from None
+    with container:
+        videos = [s for s in container.streams.video if not _is_cover(s)]
+        if not videos:
+            kinds = sorted({s.type for s in container.streams}) or ["nothing"]
+            raise SourceError(
+                f"video {shown}: holds no video, only {', '.join(kinds)}; give one with pictures"
+            )
+        context = videos[0].codec_context
+        if context is None:
+            raise SourceError(f"video {shown}: no decoder knows its codec; convert it, for example to H.264")
+        context.thread_type = "AUTO"
+        context.thread_count = threads
+        yield _Source(container, videos[0])
+
+
+def _check_file(path: str, shown: str) -> None:
+    file = Path(path)
+    if not file.exists():
+        raise SourceError(f"video {shown}: no such file; give the path of a video as the server sees it")
+    if not file.is_file():
+        raise SourceError(f"video {shown}: not a file; give the path of one video")
+    if file.stat().st_size == 0:
+        raise SourceError(f"video {shown}: the file is empty (0 bytes); give one that holds a video")
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether a video stream is the still picture of a sound file."""
+    import av
+
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _no_picture(uri: str) -> SourceError:
+    return SourceError(
+        f"video {redact_uri(uri)}: not one picture decodes; the file is cut or damaged from its beginning"
+    )

@@ -1,0 +1,54 @@
+"""What all tests share: unit tests stay without a cluster, and a skip needs a GPU as its reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+# Set before anything imports torch or ray: two cores are shared by every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster_in_unit_tests(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """`ray.init` raises unless the test is marked `ray`."""
+    if request.node.get_closest_marker("ray") is None:
+        try:
+            import ray
+        except ImportError:
+            yield
+            return
+
+        def refuse(*args: Any, **kwargs: Any) -> None:
+            raise AssertionError("a unit test started Ray; mark it `ray` or use the plain class")
+
+        monkeypatch.setattr(ray, "init", refuse)
+    yield
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Lists skips that no missing GPU explains; `pytest_sessionfinish` makes them fail the run."""
+    for where, reason in _unexplained(terminalreporter):
+        terminalreporter.write_line(f"skipped without need: {where}: {reason}", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With STREAMKV_STRICT_SKIPS=1 (as .ci/run sets it) a skip for any reason but a GPU is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("STREAMKV_STRICT_SKIPS") == "1" and reporter is not None and _unexplained(reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _unexplained(terminalreporter: Any) -> list[tuple[str, str]]:
+    skips = []
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if "gpu" not in reason.lower():
+            skips.append((report.nodeid, reason))
+    return skips
