@@ -25,7 +25,8 @@ class Question:
     end_s: float
     ref: str  # how the moment is named: clock, sign, thing or none
     also_s: tuple[tuple[float, float], ...] = field(default=())  # further moments (an order question has two)
-    scenes: tuple[int, ...] = field(default=(), compare=False)
+    scenes: tuple[int, ...] = field(default=(), compare=False)  # what it is about, by number
+    focus: str = field(default="", compare=False)  # where in the picture: a zone, sign, sky or clock
 
 
 class _Asker:
@@ -61,28 +62,28 @@ class _Asker:
             return f" when the {self.rng.choice(only).name} is there", way
         return "", way
 
-    def made(self, kind: str, text: str, answer: str, index: int, ref: str) -> Question:
+    def made(self, kind: str, text: str, answer: str, index: int, ref: str, focus: str = "") -> Question:
         scene = self.world.scenes[index]
-        return Question(kind, text, answer, scene.start_s, scene.end_s, ref, scenes=(index,))
+        return Question(kind, text, answer, scene.start_s, scene.end_s, ref, scenes=(index,), focus=focus)
 
     def colour(self, index: int, scene: Scene) -> Question:
         thing = self.rng.choice(scene.things)
         if thing.kind in self.unique_kinds and self.rng.random() < 0.3:
-            return self.made("colour", f"what colour is the {thing.kind}?", thing.colour, index, "thing")
+            return self.made("colour", f"what colour is the {thing.kind}?", thing.colour, index, "thing", thing.zone)
         when, ref = self.when(scene, without="thing")
-        return self.made("colour", f"what colour is the {thing.kind}{when}?", thing.colour, index, ref)
+        return self.made("colour", f"what colour is the {thing.kind}{when}?", thing.colour, index, ref, thing.zone)
 
     def place(self, index: int, scene: Scene) -> Question:
         thing = self.rng.choice(scene.things)
         if thing.name in self.unique_names and self.rng.random() < 0.3:
-            return self.made("place", f"where is the {thing.name}?", thing.zone, index, "thing")
+            return self.made("place", f"where is the {thing.name}?", thing.zone, index, "thing", thing.zone)
         when, ref = self.when(scene, without="thing")
         named = thing.name if self.rng.random() < 0.5 else thing.kind
-        return self.made("place", f"where is the {named}{when}?", thing.zone, index, ref)
+        return self.made("place", f"where is the {named}{when}?", thing.zone, index, ref, thing.zone)
 
     def number(self, index: int, scene: Scene) -> Question:
         when, ref = self.when(scene, without="sign")
-        return self.made("number", f"what does the sign say{when}?", scene.sign.text, index, ref)
+        return self.made("number", f"what does the sign say{when}?", scene.sign.text, index, ref, "sign")
 
     def existence(self, index: int, scene: Scene) -> Question:
         when, ref = self.when(scene, without="thing")
@@ -92,7 +93,7 @@ class _Asker:
         if self.rng.random() < 0.5:
             asked, answer = self._absent(scene, thing, by_name=by_name), "no"
         article = "an" if asked[0] in "aeiou" else "a"
-        return self.made("existence", f"is there {article} {asked}{when}?", answer, index, ref)
+        return self.made("existence", f"is there {article} {asked}{when}?", answer, index, ref, thing.zone if answer == "yes" else "")
 
     def _absent(self, scene: Scene, thing: Thing, *, by_name: bool) -> str:
         """Something that the scene does not show; by name, often the right kind in another colour."""
@@ -108,7 +109,7 @@ class _Asker:
 
     def weather(self, index: int, scene: Scene) -> Question:
         when, ref = self.when(scene)
-        return self.made("weather", f"what is the weather{when}?", scene.weather, index, ref)
+        return self.made("weather", f"what is the weather{when}?", scene.weather, index, ref, "sky")
 
     def order(self, index: int, scene: Scene) -> Question | None:
         if len(self.world.scenes) < 2:
@@ -127,7 +128,7 @@ class _Asker:
             text, ref = f"at what time is the {self.rng.choice(only).name} there?", "thing"
         else:
             text, ref = f"at what time does the sign say {scene.sign.text}?", "sign"
-        return self.made("time", text, scene.clock, index, ref)
+        return self.made("time", text, scene.clock, index, ref, "clock")
 
 
 ASKERS: dict[str, Callable[[_Asker, int, Scene], Question | None]] = {

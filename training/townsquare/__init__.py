@@ -1,0 +1,1 @@
+"""The recipe that made the demo model. docs/demo-model.md tells the steps; `make model` runs them."""

@@ -1,0 +1,303 @@
+"""Trains the decoder: answers, and mean queries that find the frames of their scene.
+
+    python -m training.townsquare.decoder --out out/decoder --minutes 40             from described cells, no pictures
+    python -m training.townsquare.decoder --out out/joint --from out/decoder/last.pt --bank out/bank.pt ...
+
+Two losses: cross-entropy of whole answers, and in each layer a contrast of the question's mean query against the
+mean keys of all frames in the batch, both before rotary embedding, which is what retrieval will do. Pretrained
+Video-LLMs have the second from their training; a model this small has to be taught it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from streamkv.townsquare.script import COLOURS, KINDS, SIGN_LETTERS, WEATHERS, ZONES
+from training.townsquare.attributes import NUM_ATTRIBUTES, OFFSETS, SLOTS
+from training.townsquare.build import FRAME_TOKENS, build_model, build_tokenizer
+from training.townsquare.clips import IDS, IGNORE, NEWLINE, PREFIX, Batch, ClipSpec, make_batch
+
+CURRICULUM = (  # accuracy on such clips at which the next ones start, latest share of the run for that, clips
+    (0.93, 0.25, ClipSpec(scenes=(1, 1), frames=(1, 1), questions=8)),
+    (0.90, 0.45, ClipSpec(scenes=(1, 3), frames=(1, 1), questions=10)),
+    (0.90, 0.65, ClipSpec(scenes=(2, 5), frames=(1, 2), questions=12)),
+    (2.00, 1.00, ClipSpec(scenes=(1, 6), frames=(1, 4), questions=14, summary=0.5, drop=0.3)),
+)
+
+
+class Described(nn.Module):
+    """Stands for the tower: a cell's feature is the sum of its attributes' vectors, with noise.
+
+    The vectors start as those of the words, as a pretrained projector's do: a cell with a red bus by the gate starts
+    as red + bus + gate. The clock's hour is turned, to tell it from the minute.
+    """
+
+    def __init__(self, words: Tensor):
+        super().__init__()
+        self.table = nn.EmbeddingBag(NUM_ATTRIBUTES, words.shape[1], mode="sum", padding_idx=0)
+        nn.init.normal_(self.table.weight, std=float(words.std()))
+        turn = torch.linalg.qr(torch.randn(words.shape[1], words.shape[1]))[0]
+        named = {"kind": KINDS, "colour": COLOURS, "weather": WEATHERS, "letter": [c.lower() for c in SIGN_LETTERS]}
+        with torch.no_grad():
+            rows = self.table.weight
+            for slot, names in named.items():
+                for k, name in enumerate(names):
+                    rows[OFFSETS[slot] + k] = words[IDS[name]]
+            for k, zone in enumerate(ZONES):
+                rows[OFFSETS["cell"] + 3 + k] = words[IDS[zone]]
+            tens, ones = number_parts(words)
+            for slot, part in (("sign_tens", tens), ("sign_ones", ones), ("minute_tens", tens), ("minute_ones", ones),
+                               ("hour_tens", tens @ turn), ("hour_ones", ones @ turn)):
+                size = SLOTS[slot]
+                rows[OFFSETS[slot] : OFFSETS[slot] + size] = part[:size]
+            rows[0] = 0
+
+    def forward(self, attributes: Tensor) -> Tensor:
+        """(B, F, 9, 5) ids to (B, F, 9, D)."""
+        features = self.table(attributes.flatten(0, -2)).unflatten(0, attributes.shape[:-1])
+        return features + 0.05 * torch.randn_like(features) if self.training else features
+
+
+def number_parts(words: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tables (10, D) of tens and of ones, whose sums are about the vectors of the words 00 to 99."""
+    grid = words[IDS["00"] : IDS["99"] + 1].unflatten(0, (10, 10))
+    tens = grid.mean(1)
+    return tens, grid.mean(0) - tens.mean(0)
+
+
+def start_words(model: nn.Module) -> Tensor:
+    """Spreads the word vectors, makes each number the sum of its digits, and returns the table (vocabulary, D)."""
+    words: Tensor = model.get_input_embeddings().weight
+    with torch.no_grad():
+        nn.init.normal_(words, std=0.12)
+        tens, ones = torch.randn(2, 10, words.shape[1]) * 0.09
+        words[IDS["00"] : IDS["99"] + 1] = (tens[:, None] + ones[None]).flatten(0, 1)
+    return words.detach()
+
+
+@contextmanager
+def caught_queries_and_keys(language_model: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """The outputs of every layer's query and key projection (B, T, heads * d) of the forwards inside."""
+    queries: list[Tensor] = []
+    keys: list[Tensor] = []
+    hooks = []
+    for layer in language_model.layers:
+        hooks.append(layer.self_attn.q_proj.register_forward_hook(lambda _m, _i, out: queries.append(out)))
+        hooks.append(layer.self_attn.k_proj.register_forward_hook(lambda _m, _i, out: keys.append(out)))
+    try:
+        yield queries, keys
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Trainee(nn.Module):
+    """The demo model's decoder with whatever gives its frames' features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = build_model(build_tokenizer())
+        self.eyes: nn.Module = Described(start_words(self.model))
+        text = self.model.config.text_config
+        self.head_dim = text.hidden_size // text.num_attention_heads
+        self.num_kv_heads = text.num_key_value_heads
+        self.contrast_scale = nn.Parameter(torch.zeros(text.num_hidden_layers))
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(B, T, D): system prompt, video and questions in their places."""
+        tokens = batch.tokens
+        embeds = self.model.get_input_embeddings()(tokens.clamp(min=0))
+        embeds = torch.where((tokens == NEWLINE)[..., None], self.model.model.image_newline, embeds)
+        frames = self.eyes(batch.attributes)
+        frames = torch.einsum("bfg,bgnd->bfnd", batch.mean_of, frames)
+        at = len(PREFIX)
+        video = frames.flatten(1, 2)
+        return torch.cat([embeds[:, :at], video, embeds[:, at + video.shape[1] :]], dim=1)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Hidden states (B, T, D); for each layer the scores (Q, B, F) of mean queries against frames, and those
+        (Q, F * 9) of last prompt tokens against the tokens of their clip."""
+        lm = self.model.model.language_model
+        bias = torch.zeros(batch.mask.shape).masked_fill_(~batch.mask, torch.finfo(torch.float32).min)
+        with caught_queries_and_keys(lm) as (queries, keys):
+            hidden = lm(inputs_embeds=self.embed(batch), attention_mask=bias, position_ids=batch.positions,
+                        use_cache=False).last_hidden_state
+        return (hidden, [self._scores(batch, q, k) for q, k in zip(queries, keys, strict=True)],
+                [self._pointing(batch, q, k) for q, k in zip(queries, keys, strict=True)])
+
+    def _grouped(self, queries: Tensor) -> Tensor:
+        """(Q, H * d) to (Q, G * d): summed over the heads of each group."""
+        return queries.unflatten(-1, (self.num_kv_heads, -1, self.head_dim)).sum(2).flatten(1)
+
+    def _pointing(self, batch: Batch, queries: Tensor, keys: Tensor) -> Tensor:
+        at = len(PREFIX)
+        video = keys[:, at : at + batch.focus.shape[1]]
+        return torch.einsum("qd,qtd->qt", self._grouped(queries[batch.clip_of, batch.last]), video[batch.clip_of])
+
+    def _scores(self, batch: Batch, queries: Tensor, keys: Tensor) -> Tensor:
+        size, num_frames = batch.frame_scene.shape
+        at = len(PREFIX)
+        frames = keys[:, at : at + num_frames * FRAME_TOKENS].unflatten(1, (num_frames, FRAME_TOKENS)).mean(2)
+        mean_query = torch.einsum("qt,qtd->qd", batch.query_of, queries[batch.clip_of])
+        return (self._grouped(mean_query) @ frames.flatten(0, 1).T).unflatten(1, (size, num_frames))
+
+
+def contrast_loss(batch: Batch, scores: Tensor, scale: Tensor) -> Tensor:
+    """Cross-entropy of finding a frame of the right scene among its rivals, mean over questions with rivals."""
+    some = batch.rival.flatten(1).any(1)
+    logits = (scores * (scale.exp() * 0.1)).flatten(1)[some]
+    rivals = batch.rival.flatten(1)[some]
+    positives = batch.positive.flatten(1)[some]
+    low = torch.finfo(torch.float32).min
+    everything = logits.masked_fill(~(rivals | positives), low).logsumexp(1)
+    best = torch.where(positives, everything[:, None] - logits, torch.zeros(())).sum(1) / positives.sum(1)
+    return best.mean()
+
+
+POINTING_LAYERS = (3, 4)
+
+
+def pointing_loss(batch: Batch, pointing: list[Tensor]) -> Tensor:
+    """The last prompt token should match the tokens that show what is asked: minus the log of their softmax mass."""
+    some = batch.focus.any(1)
+    real = batch.mask[batch.clip_of, 0, batch.last][:, len(PREFIX) : len(PREFIX) + batch.focus.shape[1]][some]
+    losses = []
+    for layer in POINTING_LAYERS:
+        logits = (0.1 * pointing[layer][some]).masked_fill(~real, torch.finfo(torch.float32).min)
+        mass = logits.masked_fill(~(batch.focus[some] & real), torch.finfo(torch.float32).min).logsumexp(1)
+        losses.append((logits.logsumexp(1) - mass).mean())
+    return sum(losses[1:], losses[0]) / len(losses)
+
+
+def answer_loss(trainee: Trainee, batch: Batch, hidden: Tensor) -> Tensor:
+    learnt = batch.targets != IGNORE
+    return F.cross_entropy(trainee.model.lm_head(hidden[learnt]), batch.targets[learnt])
+
+
+@torch.no_grad()
+def evaluate(trainee: Trainee, spec: ClipSpec, clips: int, seed: int, make=make_batch) -> dict[str, dict[str, float]]:
+    """Whole answers right, by kind, beside the commonest answer's share; and retrieval by layer.
+
+    An answer counts when every one of its tokens is the model's first choice given the ones before it, which is
+    what greedy decoding says when it is right.
+    """
+    trainee.eval()
+    rng = random.Random(seed)
+    right: dict[str, list[bool]] = defaultdict(list)
+    said: dict[str, list[str]] = defaultdict(list)
+    found: dict[str, list[bool]] = defaultdict(list)
+    for _ in range(max(1, clips // 16)):
+        batch = make(rng, spec, 16)
+        hidden, scores, _ = trainee(batch)
+        choice = trainee.model.lm_head(hidden).argmax(-1)
+        for g, (b, first, end) in enumerate(batch.answers):
+            ok = bool((choice[b, first - 1 : end - 1] == batch.targets[b, first - 1 : end - 1]).all())
+            right[batch.kinds[g]].append(ok)
+            said[batch.kinds[g]].append(batch.questions[g].answer)
+            if batch.rival[g].any():
+                seen = batch.rival[g] | batch.positive[g]
+                for layer, score in enumerate(scores):
+                    top = score[g].masked_fill(~seen, -1e30).argmax()
+                    found[f"layer{layer}"].append(bool(batch.positive[g].flatten()[top]))
+    trainee.train()
+
+    def mean(values: list[bool]) -> float:
+        return round(sum(values) / max(1, len(values)), 3)
+
+    by_kind = {k: mean(v) for k, v in right.items()}
+    baseline = {k: round(max(v.count(a) for a in set(v)) / len(v), 3) for k, v in said.items()}
+    overall = mean([ok for v in right.values() for ok in v])
+    return {"accuracy": {"all": overall, **by_kind}, "baseline": baseline, "top1": {k: mean(v) for k, v in found.items()}}
+
+
+def train(trainee: Trainee, args: argparse.Namespace, make=make_batch) -> None:
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    params = [p for p in trainee.parameters() if p.requires_grad]
+    decay = [p for p in params if p.ndim > 1]
+    other = [p for p in params if p.ndim <= 1]
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": other, "weight_decay": 0.0}],
+                                  lr=args.lr, betas=(0.9, 0.98))
+    rng = random.Random(args.seed)
+    began, step, last_eval, last_save, stage = time.time(), 0, time.time(), time.time(), args.stage
+    sums: dict[str, float] = defaultdict(float)
+    while (share := (time.time() - began) / (60 * args.minutes)) < 1:
+        enough, latest, spec = CURRICULUM[stage]
+        if share > latest:
+            stage += 1
+            continue
+        size = args.clips if spec.scenes[1] <= 3 else max(4, args.clips // 2)
+        rate = args.lr * min(1, (step + 1) / 200) * (1 if share < 0.7 else max(0.03, (1 - share) / 0.3))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = make(rng, spec, size)
+        hidden, scores, pointing = trainee(batch)
+        answers = answer_loss(trainee, batch, hidden)
+        contrast = sum(contrast_loss(batch, s, trainee.contrast_scale[i]) for i, s in enumerate(scores)) / max(1, len(scores)) \
+            if batch.rival.any() else answers * 0
+        points = pointing_loss(batch, pointing)
+        loss = answers + args.contrast * contrast + args.pointing * points
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        step += 1
+        sums["answers"] += answers.item()
+        sums["contrast"] += contrast.item()
+        sums["points"] += points.item()
+        sums["n"] += 1
+        if time.time() - last_eval > args.eval_s:
+            report = {
+                "min": round((time.time() - began) / 60, 1), "step": step, "share": round(share, 3), "lr": rate,
+                "loss": round(sums["answers"] / sums["n"], 3), "contrast": round(sums["contrast"] / sums["n"], 3),
+                "points": round(sums["points"] / sums["n"], 3),
+                "now": evaluate(trainee, spec, 48, 7, make),
+            }
+            if spec.scenes[1] > 1:
+                four = ClipSpec(scenes=(4, 4), frames=(1, 1) if spec.frames[1] < 3 else (3, 3), questions=12)
+                report["four"] = evaluate(trainee, four, 32, 8, make)["accuracy"]
+            print(json.dumps(report), flush=True)
+            stage += report["now"]["accuracy"]["all"] >= enough
+            sums.clear()
+            last_eval = time.time()
+        if time.time() - last_save > 120:
+            torch.save(trainee.state_dict(), out / "last.pt")
+            last_save = time.time()
+    torch.save(trainee.state_dict(), out / "last.pt")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--stage", type=int, default=0, help="part of the curriculum to start at")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--clips", type=int, default=10)
+    parser.add_argument("--contrast", type=float, default=0.2)
+    parser.add_argument("--pointing", type=float, default=0.2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eval-s", type=float, default=45)
+    parser.add_argument("--from", dest="source", help="a checkpoint to continue")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    trainee = Trainee()
+    if args.source:
+        trainee.load_state_dict(torch.load(args.source))
+    train(trainee, args)
+
+
+if __name__ == "__main__":
+    main()
