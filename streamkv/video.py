@@ -1,8 +1,8 @@
 """A URI to sampled frames, by timestamp. Knows PyAV; knows nothing of models, streams' names or stores.
 
-Stream time starts at the first picture (its timestamp is the origin, whatever it says). Frame k is the picture
-that is on show at k / sample_fps, so what is sampled depends on the footage alone: a source that is resumed at any
-of these times yields exactly what it would have yielded without the break.
+Stream time starts at the first picture, whatever its timestamp says. Frame k is the picture on show at
+k / sample_fps, so what is sampled depends on the footage alone: a source resumed at any of these times yields
+exactly what it would have yielded without the break.
 
     pictures   |a    |b  |c                  (lost)      |d     |e
     grid       0     1     2     3     4     5     6     7     8
@@ -132,7 +132,7 @@ def sample_frames(
         elif start_s <= 0:
             raise _no_picture(uri)
         end = source.declared_end(trust_container=source.errors > 0)
-        if end is not None and end - grid.due > max(1, grid.step):
+        if end is not None and end - grid.due > max(Fraction(1), grid.step):
             grid.skip_to(end, f"the source ends {float(end - grid.due):.1f} s before its stated end")
 
 
@@ -216,7 +216,7 @@ class _Source:
 
     def declared_end(self, *, trust_container: bool = True) -> Fraction | None:
         """Stream time at which the source says it ends; a container's own duration may be its audio's."""
-        base = self.stream.time_base
+        base = Fraction(self.stream.time_base or 0)
         if self.stream.duration and base:
             end = Fraction(self.stream.duration) * base
             lead = (self.origin or Fraction(0)) - Fraction(self.stream.start_time or 0) * base
@@ -271,7 +271,7 @@ class _Source:
         """Packets due before this picture that never came out: decoders drop some in silence."""
         if image.pts is None:
             return 0
-        lost = sum(stamp < image.pts for stamp in self._fed)
+        lost = sum(1 for stamp in self._fed if stamp < image.pts)
         self._fed = {stamp for stamp in self._fed if stamp > image.pts}
         return lost
 
