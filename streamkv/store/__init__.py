@@ -1,0 +1,21 @@
+"""The segment store: what streams leave behind, durable on disk, and how answers read it."""
+
+from streamkv.store.reader import StreamReader, StreamSnapshot
+from streamkv.store.records import Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
+from streamkv.store.segment_file import SegmentFile
+from streamkv.store.segment_writer import write_segment
+from streamkv.store.store import SegmentStore
+
+__all__ = [
+    "Gap",
+    "ModelIdentity",
+    "Problem",
+    "SegmentFile",
+    "SegmentPlace",
+    "SegmentStore",
+    "StreamInfo",
+    "StreamReader",
+    "StreamSnapshot",
+    "StreamState",
+    "write_segment",
+]

@@ -1,0 +1,371 @@
+"""The catalog: which streams there are, and which segments count. The only module that knows SQL.
+
+SQLite by default, any SQLAlchemy URL otherwise. Each public method is one transaction; one that writes takes
+its lock before it reads, so that two processes never decide on the same state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, cast
+
+from sqlalchemy import JSON, URL, BigInteger, ForeignKey, delete, func, inspect, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from streamkv.errors import FencedError, StoreError, StreamExistsError, UnknownStreamError
+from streamkv.store.database import WRITES, hide_password, make_engine
+from streamkv.store.records import Gap, ModelIdentity, SegmentPlace, StreamInfo, StreamState
+from streamkv.types import Geometry
+
+_KNOWN_SHOWN = 8
+
+
+class _Base(DeclarativeBase):
+    type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, int: BigInteger}
+
+
+class _Store(_Base):
+    """One row: what the store is, and the last epoch that any writer got."""
+
+    __tablename__ = "store"
+
+    store_id: Mapped[str] = mapped_column(primary_key=True)
+    format_version: Mapped[int]
+    model_fingerprint: Mapped[str]
+    geometry: Mapped[dict[str, Any]]
+    dtype: Mapped[str]
+    last_epoch: Mapped[int] = mapped_column(default=0)
+
+
+class _Stream(_Base):
+    __tablename__ = "streams"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    uri: Mapped[str]
+    state: Mapped[str] = mapped_column(default="registered")
+    detail: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[float]
+    born_epoch: Mapped[int]  # tells the stream from an earlier one of the same id
+    epoch: Mapped[int] = mapped_column(default=0)
+    config: Mapped[dict[str, Any]]
+    fingerprint: Mapped[str]
+    # Where the writer stands. Not derived from the segments, because retention may take those away.
+    next_segment_no: Mapped[int] = mapped_column(default=0)
+    resume_s: Mapped[float] = mapped_column(default=0.0)
+
+
+class _Segment(_Base):
+    """A `SegmentPlace`, field by field."""
+
+    __tablename__ = "segments"
+
+    stream_id: Mapped[str] = mapped_column(ForeignKey("streams.id"), primary_key=True)
+    segment_no: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    epoch: Mapped[int]
+    path: Mapped[str]
+    start_s: Mapped[float]
+    end_s: Mapped[float]
+    num_frames: Mapped[int]
+    num_source_frames: Mapped[int]
+    resume_s: Mapped[float]
+    kv_bytes: Mapped[int]
+    file_bytes: Mapped[int]
+    checksum: Mapped[str]
+
+
+class _Gap(_Base):
+    __tablename__ = "gaps"
+
+    stream_id: Mapped[str] = mapped_column(ForeignKey("streams.id"), primary_key=True)
+    start_s: Mapped[float] = mapped_column(primary_key=True)
+    end_s: Mapped[float] = mapped_column(primary_key=True)
+    reason: Mapped[str]
+
+
+class _Removed(_Base):
+    """A stream that was removed: files that its writers left, up to this epoch, are to go."""
+
+    __tablename__ = "removed_streams"
+
+    stream_id: Mapped[str] = mapped_column(primary_key=True)
+    epoch: Mapped[int]
+
+
+_PLACE = tuple(getattr(_Segment, f.name) for f in fields(SegmentPlace))
+
+
+@dataclass(frozen=True)
+class StoredIdentity:
+    """Which store a catalog is of."""
+
+    store_id: str
+    format_version: int
+    model: ModelIdentity
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a reader compares to learn that there is something new."""
+
+    born_epoch: int  # another one: the stream was removed and added again
+    next_segment_no: int
+
+
+class Catalog:
+    """The catalog of one store. Threads may share one; each process opens its own."""
+
+    def __init__(self, url: str | URL, *, read_only: bool = False) -> None:
+        """Connects when first used; nothing is created before `create`."""
+        self.name = hide_password(url)
+        self._engine = make_engine(url, read_only=read_only)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # ---- the store
+
+    def identity(self) -> StoredIdentity | None:
+        """None when the catalog is new."""
+        with self._reading() as session:
+            if not inspect(session.connection()).has_table(_Store.__tablename__):
+                return None
+            row = session.scalars(select(_Store)).first()
+            return _identity_of(row) if row else None
+
+    def create(self, identity: StoredIdentity) -> StoredIdentity:
+        """Makes the tables and the store's row; returns the row of whoever came first when several try."""
+        try:
+            return self._create(identity)
+        except StoreError:  # a server makes tables without a lock: another process may have been first
+            found = self.identity()
+            if found is None:
+                raise
+            return found
+
+    def _create(self, identity: StoredIdentity) -> StoredIdentity:
+        with self._writing() as session:
+            _Base.metadata.create_all(session.connection())
+            row = session.scalars(select(_Store).with_for_update()).first()
+            if row is None:
+                row = _Store(
+                    store_id=identity.store_id,
+                    format_version=identity.format_version,
+                    model_fingerprint=identity.model.fingerprint,
+                    geometry=asdict(identity.model.geometry),
+                    dtype=identity.model.dtype,
+                )
+                session.add(row)
+            return _identity_of(row)
+
+    # ---- streams
+
+    def add_stream(self, stream_id: str, uri: str, config: Mapping[str, Any], fingerprint: str) -> None:
+        """StreamExistsError when the id is taken."""
+        with self._writing() as session:
+            if session.get(_Stream, stream_id):
+                raise StreamExistsError(
+                    f"stream {stream_id!r} exists already; choose another id, or remove it first"
+                )
+            session.execute(delete(_Removed).where(_Removed.stream_id == stream_id))
+            session.add(
+                _Stream(
+                    id=stream_id,
+                    uri=uri,
+                    created_at=time.time(),
+                    born_epoch=_next_epoch(session),
+                    config=dict(config),
+                    fingerprint=fingerprint,
+                )
+            )
+
+    def remove_stream(self, stream_id: str) -> int:
+        """Takes the stream's rows away and notes that its files, up to the epoch returned, are to go."""
+        with self._writing() as session:
+            stream = _locked(session, stream_id)
+            for table in (_Segment, _Gap):
+                session.execute(delete(table).where(table.stream_id == stream_id))
+            session.delete(stream)
+            return session.merge(_Removed(stream_id=stream_id, epoch=_next_epoch(session))).epoch
+
+    def removed(self) -> dict[str, int]:
+        """Removed streams, and the epoch up to which files in their folders are theirs."""
+        with self._reading() as session:
+            return {row.stream_id: row.epoch for row in session.scalars(select(_Removed))}
+
+    def streams(self, stream_id: str | None = None) -> list[StreamInfo]:
+        """All streams by id, or the one named; UnknownStreamError when that one is not there."""
+        with self._reading() as session:
+            if stream_id is not None:
+                return [_info(session, _known(session, stream_id))]
+            return [_info(session, row) for row in session.scalars(select(_Stream).order_by(_Stream.id))]
+
+    def set_state(self, stream_id: str, state: StreamState, detail: str) -> None:
+        with self._writing() as session:
+            stream = _locked(session, stream_id)
+            stream.state, stream.detail = state, detail
+
+    def add_gap(self, stream_id: str, gap: Gap) -> None:
+        """The same span again changes nothing."""
+        with self._writing() as session:
+            _locked(session, stream_id)
+            if not session.get(_Gap, (stream_id, gap.start_s, gap.end_s)):
+                session.add(_Gap(stream_id=stream_id, **asdict(gap)))
+
+    # ---- writers
+
+    def take_epoch(self, stream_id: str) -> int:
+        """Makes the caller the stream's writer; whoever wrote before can commit no more."""
+        with self._writing() as session:
+            stream = _locked(session, stream_id)
+            stream.epoch = _next_epoch(session)
+            return stream.epoch
+
+    def epoch(self, stream_id: str) -> int:
+        """Of the writer that owns the stream; 0: none yet."""
+        with self._reading() as session:
+            return _known(session, stream_id).epoch
+
+    def commit(self, place: SegmentPlace) -> bool:
+        """Adds the segment's row; False when it is there already. FencedError when the epoch is stale."""
+        with self._writing() as session:
+            stream = _locked(session, place.stream_id)
+            if place.epoch != stream.epoch:
+                raise FencedError(
+                    f"stream {place.stream_id!r}: epoch {place.epoch} may not commit, the writer is epoch "
+                    f"{stream.epoch} now; stop this writer"
+                )
+            if place.segment_no < stream.next_segment_no:
+                return False
+            if place.segment_no > stream.next_segment_no:
+                raise StoreError(
+                    f"stream {place.stream_id!r}: got segment {place.segment_no}, the next is "
+                    f"{stream.next_segment_no}; commit segments in order"
+                )
+            session.add(_Segment(**asdict(place)))
+            stream.next_segment_no += 1
+            stream.resume_s = place.resume_s
+            return True
+
+    # ---- readers
+
+    def progress(self, stream_id: str) -> Progress:
+        """One small query. UnknownStreamError when there is no such stream."""
+        with self._reading() as session:
+            columns = (_Stream.born_epoch, _Stream.next_segment_no)
+            row = session.execute(select(*columns).where(_Stream.id == stream_id)).first()
+            if row is None:
+                raise _unknown(session, stream_id)
+            return Progress(*row)
+
+    def segments_between(self, stream_id: str, start: int, end: Progress) -> list[SegmentPlace]:
+        """The stream's segments from `start` up to `end`, in order; none when it was removed meanwhile."""
+        query = (
+            select(*_PLACE)
+            .join(_Stream, _Stream.id == _Segment.stream_id)
+            .where(_Segment.stream_id == stream_id, _Stream.born_epoch == end.born_epoch)
+            .where(_Segment.segment_no >= start, _Segment.segment_no < end.next_segment_no)
+            .order_by(_Segment.segment_no)
+        )
+        with self._reading() as session:
+            return [SegmentPlace(*row) for row in session.execute(query)]
+
+    def all_segments(self, stream_id: str | None = None) -> list[SegmentPlace]:
+        """Of all streams, or of the one named; in order."""
+        query = select(*_PLACE).order_by(_Segment.stream_id, _Segment.segment_no)
+        if stream_id is not None:
+            query = query.where(_Segment.stream_id == stream_id)
+        with self._reading() as session:
+            return [SegmentPlace(*row) for row in session.execute(query)]
+
+    # ---- transactions
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with self._translated(), Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        engine = self._engine.execution_options(**{WRITES: True})
+        with self._translated(), Session(engine) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as exc:
+            cause = getattr(exc, "orig", None) or exc
+            raise StoreError(f"catalog {self.name}: {cause}") from exc
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _identity_of(row: _Store) -> StoredIdentity:
+    model = ModelIdentity(row.model_fingerprint, Geometry(**row.geometry), row.dtype)
+    return StoredIdentity(row.store_id, row.format_version, model)
+
+
+def _next_epoch(session: Session) -> int:
+    """One counter for all streams: an epoch of a removed stream never fits a later one of the same id."""
+    store = session.scalars(select(_Store).with_for_update()).one()
+    store.last_epoch += 1
+    return store.last_epoch
+
+
+def _known(session: Session, stream_id: str) -> _Stream:
+    stream = session.get(_Stream, stream_id)
+    if stream is None:
+        raise _unknown(session, stream_id)
+    return stream
+
+
+def _locked(session: Session, stream_id: str) -> _Stream:
+    """The stream's row, which no other transaction changes until this one ends."""
+    stream = session.get(_Stream, stream_id, with_for_update=True)
+    if stream is None:
+        raise _unknown(session, stream_id)
+    return stream
+
+
+def _unknown(session: Session, stream_id: str) -> UnknownStreamError:
+    query = select(_Stream.id).order_by(_Stream.id).limit(_KNOWN_SHOWN + 1)
+    ids = session.scalars(query).all()
+    known = ", ".join(ids[:_KNOWN_SHOWN]) + (" ..." if len(ids) > _KNOWN_SHOWN else "")
+    return UnknownStreamError(f"stream {stream_id!r}: unknown; known: {known or 'none yet'}")
+
+
+def _info(session: Session, stream: _Stream) -> StreamInfo:
+    sums = select(
+        func.count(),
+        func.coalesce(func.sum(_Segment.num_frames), 0),
+        func.coalesce(func.sum(_Segment.num_source_frames), 0),
+        func.coalesce(func.sum(_Segment.kv_bytes), 0),
+        func.coalesce(func.sum(_Segment.file_bytes), 0),
+        func.coalesce(func.max(_Segment.end_s), 0.0),
+    ).where(_Segment.stream_id == stream.id)
+    count, frames, source_frames, kv_bytes, file_bytes, as_of_s = session.execute(sums).one()
+    gaps = session.scalars(select(_Gap).where(_Gap.stream_id == stream.id).order_by(_Gap.start_s, _Gap.end_s))
+    return StreamInfo(
+        stream_id=stream.id,
+        uri=stream.uri,
+        state=cast(StreamState, stream.state),
+        detail=stream.detail,
+        created_at=stream.created_at,
+        epoch=stream.epoch,
+        num_segments=count,
+        num_frames=int(frames),  # PostgreSQL sums BIGINT to NUMERIC
+        num_source_frames=int(source_frames),
+        kv_bytes=int(kv_bytes),
+        file_bytes=int(file_bytes),
+        as_of_s=as_of_s,
+        resume_s=stream.resume_s,
+        next_segment_no=stream.next_segment_no,
+        gaps=tuple(Gap(row.start_s, row.end_s, row.reason) for row in gaps),
+        config=stream.config,
+    )

@@ -1,0 +1,77 @@
+"""How the catalog's database is opened: SQLite for one writer at a time, many readers and power cuts.
+
+A server's URL is taken as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import QueuePool
+
+from streamkv.errors import StoreError
+
+WRITES = "streamkv_writes"
+"""Execution option of transactions that write."""
+
+_BUSY_S = 30.0
+"""How long a transaction waits for another process's before it fails."""
+
+
+def hide_password(url: str | URL) -> str:
+    """The URL as it may be shown."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return "(not an SQLAlchemy URL)"
+
+
+def make_engine(url: str | URL, *, read_only: bool) -> Engine:
+    """An engine for any SQLAlchemy URL; no connection is made yet."""
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() != "sqlite":
+            return create_engine(parsed, pool_pre_ping=True)
+    except (SQLAlchemyError, ImportError) as exc:
+        raise StoreError(f"store.catalog_url: cannot use it ({exc}); allowed: an SQLAlchemy URL") from exc
+    if not parsed.database or parsed.database == ":memory:":
+        raise StoreError(f"store.catalog_url: got {url!r}, allowed: SQLite in a file, or a server")
+    path = Path(parsed.database)
+    engine = create_engine("sqlite://", creator=lambda: _connect(path, read_only), poolclass=QueuePool)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
+    mode = _mode(path) if read_only else "rwc"
+    # isolation_level None: this module says when a transaction begins, not sqlite3
+    connection = sqlite3.connect(
+        f"file:{quote(str(path.absolute()))}?mode={mode}",
+        uri=True,
+        timeout=_BUSY_S,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    connection.execute("PRAGMA foreign_keys=ON")
+    if not read_only:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # a commit that was acknowledged survives a power cut
+    return connection
+
+
+def _mode(path: Path) -> str:
+    """On a read-only disk nobody writes, and WAL's shared memory cannot be made: `immutable` does without."""
+    unwritten = not path.with_name(path.name + "-wal").exists()
+    return "ro&immutable=1" if unwritten and not os.access(path.parent, os.W_OK) else "ro"
+
+
+def _begin(connection: Connection) -> None:
+    """A transaction that writes takes SQLite's lock at once: taken after a read it would fail, not wait."""
+    writes: Any = connection.get_execution_options().get(WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,86 @@
+"""Writing so that what was acknowledged survives a crash: write, fsync, rename, fsync of the folder.
+
+Each step is a function of its own: the crash tests stop the process at any of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from streamkv.errors import StoreError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_temp(temp: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Fills a new file by `write` and brings its bytes to disk; its name is not durable yet."""
+    with temp.open("xb") as file:
+        write(file)
+        file.flush()
+        sync_file(file)
+
+
+def publish(temp: Path, final: Path) -> None:
+    """Gives a written file its name, durably. Replaces a file of that name."""
+    rename(temp, final)
+    sync_folder(final.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a folder and what is above it; the new names are on disk when it returns."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_file(file: BinaryIO) -> None:
+    os.fsync(file.fileno())
+
+
+def rename(temp: Path, final: Path) -> None:
+    os.replace(temp, final)
+
+
+def sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def removed_on_error(temp: Path) -> Iterator[None]:
+    """Takes the temporary file away when the body fails, and says what to do about the disk."""
+    try:
+        yield
+    except OSError as exc:
+        temp.unlink(missing_ok=True)
+        raise StoreError(_advice(temp, exc)) from exc
+    except Exception:
+        temp.unlink(missing_ok=True)
+        raise
+
+
+def _advice(path: Path, exc: OSError) -> str:
+    if exc.errno not in _FULL:
+        return f"cannot write {path}: {exc.strerror or exc}; the segment was not stored"
+    return (
+        f"disk full while writing {path} ({_free_bytes(path):,} bytes free): the segment was not stored; "
+        "free space, remove a stream, lower compress.keep_ratio, or move store.root to a larger disk, "
+        "then write it again"
+    )
+
+
+def _free_bytes(path: Path) -> int:
+    try:
+        return shutil.disk_usage(path.parent).free
+    except OSError:
+        return 0

@@ -1,0 +1,83 @@
+"""One FAISS index a layer over the segments' summary vectors, exact (inner product with all) for now.
+
+An index never changes: `added` returns a larger one, so that a search goes on undisturbed while segments
+arrive. It keeps the vectors in shards and joins the last two when the later has grown as large as the
+earlier, as a log-structured merge tree does: a vector is copied log2(n) times in all, a search visits log2(n)
+shards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class _Shard:
+    segment_nos: np.ndarray  # (S,) int64
+    layers: tuple[Any, ...]  # L x faiss.IndexFlatIP, whose row i is segment_nos[i]
+
+    @property
+    def num_segments(self) -> int:
+        return int(self.segment_nos.shape[0])
+
+
+@dataclass(frozen=True)
+class SummaryIndex:
+    """The summary vectors of some segments, searchable by layer. Immutable; threads may share it."""
+
+    _shards: tuple[_Shard, ...] = ()
+
+    @property
+    def num_segments(self) -> int:
+        return sum(shard.num_segments for shard in self._shards)
+
+    def added(self, segment_nos: np.ndarray, vectors_SLc: np.ndarray) -> SummaryIndex:
+        """An index with these segments too: (S,) numbers and their (S, L, G * d) float32 vectors."""
+        if segment_nos.size == 0:
+            return self
+        shards = [*self._shards, _shard(segment_nos, vectors_SLc)]
+        while len(shards) > 1 and shards[-2].num_segments <= shards[-1].num_segments:
+            later, earlier = shards.pop(), shards.pop()
+            shards.append(_joined(earlier, later))
+        return SummaryIndex(tuple(shards))
+
+    def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
+        """At most k segment numbers, int64, largest inner product with query (G * d,) first."""
+        if k <= 0 or not self._shards:
+            return np.empty(0, np.int64)
+        row = query.detach().float().cpu().reshape(1, -1).numpy()
+        found = [_search(shard, layer, row, k) for shard in self._shards]
+        scores = np.concatenate([scores for scores, _ in found])
+        segment_nos = np.concatenate([segment_nos for _, segment_nos in found])
+        best_first = np.lexsort((segment_nos, -scores))
+        return segment_nos[best_first[:k]]
+
+
+def _shard(segment_nos: np.ndarray, vectors_SLc: np.ndarray) -> _Shard:
+    layers = [_flat([vectors_SLc[:, layer]]) for layer in range(vectors_SLc.shape[1])]
+    return _Shard(segment_nos.astype(np.int64), tuple(layers))
+
+
+def _joined(earlier: _Shard, later: _Shard) -> _Shard:
+    pairs = zip(earlier.layers, later.layers, strict=True)
+    layers = tuple(_flat([a.reconstruct_n(0, a.ntotal), b.reconstruct_n(0, b.ntotal)]) for a, b in pairs)
+    return _Shard(np.concatenate([earlier.segment_nos, later.segment_nos]), layers)
+
+
+def _flat(parts: list[np.ndarray]) -> Any:
+    import faiss  # half a second that a writer need not spend
+
+    index = faiss.IndexFlatIP(parts[0].shape[1])
+    for vectors in parts:
+        index.add(np.ascontiguousarray(vectors, np.float32))
+    return index
+
+
+def _search(shard: _Shard, layer: int, row: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    scores, rows = shard.layers[layer].search(row, min(k, shard.num_segments))
+    found = rows[0] >= 0  # FAISS fills up with -1 where an inner product is NaN
+    return scores[0][found], shard.segment_nos[rows[0][found]]

@@ -1,0 +1,79 @@
+"""Where things lie under a store's root, and what their names say.
+
+    <root>/store.json                                          which store this is
+    <root>/catalog.sqlite                                      the catalog, unless a URL names another
+    <root>/streams/<stream id>/<segment no>.e<epoch>.<checksum>.arrow
+    <root>/streams/<stream id>/.<segment no>.e<epoch>.<nonce>.tmp
+
+The epoch in a name keeps a stale writer from another's files; the checksum keeps a writer that repeats a
+segment with other bytes from replacing the file that a row already names.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from streamkv.errors import StreamIdError
+
+STREAMS = "streams"
+MARKER = "store.json"
+CATALOG = "catalog.sqlite"
+
+_STREAM_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SEGMENT = re.compile(r"(?P<no>\d{8,})\.e(?P<epoch>\d{6,})\.(?P<checksum>[0-9a-f]{8})\.arrow")
+_TEMP = re.compile(r"\.(?P<no>\d{8,})\.e(?P<epoch>\d{6,})\.[0-9a-f]{32}\.tmp")
+
+
+def check_stream_id(stream_id: str) -> str:
+    """The id itself; StreamIdError when it is not a safe file name."""
+    if not _STREAM_ID.fullmatch(stream_id) or ".." in stream_id:
+        raise StreamIdError(
+            f"stream id: got {stream_id[:80]!r}, allowed 1 to 64 of A-Z a-z 0-9 . _ -, "
+            "the first a letter or digit, and no '..'"
+        )
+    return stream_id
+
+
+def stream_folder(root: Path, stream_id: str) -> Path:
+    return root / STREAMS / check_stream_id(stream_id)
+
+
+def segment_path(stream_id: str, segment_no: int, epoch: int, checksum: str) -> str:
+    """Relative to the root: the one name that a file of this content, made by this writer, can have."""
+    name = f"{segment_no:08d}.e{epoch:06d}.{checksum}.arrow"
+    return str(PurePosixPath(STREAMS, check_stream_id(stream_id), name))
+
+
+def temp_name(segment_no: int, epoch: int) -> str:
+    return f".{segment_no:08d}.e{epoch:06d}.{uuid.uuid4().hex}.tmp"
+
+
+def stored_files(root: Path, stream_id: str, *, before_epoch: int) -> Iterator[str]:
+    """A stream's segment and temporary files of writers before an epoch; relative to the root, by name.
+
+    Files of any other name are not the store's, and are never touched.
+    """
+    folder = stream_folder(root, stream_id)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = _SEGMENT.fullmatch(path.name) or _TEMP.fullmatch(path.name)
+        if match and int(match["epoch"]) < before_epoch:
+            yield path.relative_to(root).as_posix()
+
+
+def all_files(root: Path) -> set[str]:
+    """Every file under the streams' folder, whatever its name; relative to the root."""
+    return {path.relative_to(root).as_posix() for path in (root / STREAMS).rglob("*") if not path.is_dir()}
+
+
+def remove_if_empty(root: Path, stream_id: str) -> None:
+    with suppress(OSError):  # not empty, or not there
+        stream_folder(root, stream_id).rmdir()
+
+
+def holds_segments(root: Path) -> bool:
+    """Whether any stream's folder has a segment file."""
+    return any(_SEGMENT.fullmatch(path.name) for path in (root / STREAMS).glob("*/*.arrow"))

@@ -1,0 +1,215 @@
+"""One stream's committed past, read from its segment files.
+
+`StreamReader` follows the stream; what it hands out is a `StreamSnapshot`, the `VideoMemory` of one moment.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
+from streamkv.memory import BlockTable, SegmentInfo
+from streamkv.store.catalog import Catalog, Progress
+from streamkv.store.index import SummaryIndex
+from streamkv.store.records import ModelIdentity, SegmentPlace
+from streamkv.store.segment_file import SegmentFile, torch_dtype
+from streamkv.types import Geometry, LayerBlocks, cat_blocks
+
+_INDEX_AT_ONCE = 1024
+"""Segments whose summary vectors are held twice, on their way into the index."""
+
+
+class SegmentFiles:
+    """The files that are open: memory maps, the least recently used closed first. Threads may share it."""
+
+    def __init__(self, root: Path, identity: ModelIdentity, max_open: int) -> None:
+        self._root = root
+        self._identity = identity
+        self._max_open = max_open
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, SegmentFile] = OrderedDict()
+        # Outlives the maps, so that a file is checked once and not each time it is opened again. Names say
+        # the content, so a path never comes to mean another file.
+        self._verified: dict[str, bytearray] = {}
+
+    def get(self, place: SegmentPlace) -> SegmentFile:
+        """The place's file; CorruptSegmentError when it is missing, altered, or another segment's."""
+        with self._lock:
+            file = self._open.get(place.path)
+            if file is None:
+                file = self._open[place.path] = self._opened(place)
+            self._open.move_to_end(place.path)
+            while len(self._open) > self._max_open:
+                self._open.popitem(last=False)
+            return file
+
+    def forget(self, path: str) -> None:
+        """Closes the map of a file that is to go."""
+        with self._lock:
+            self._open.pop(path, None)
+            self._verified.pop(path, None)
+
+    def _opened(self, place: SegmentPlace) -> SegmentFile:
+        file = SegmentFile(self._root / place.path, self._verified.get(place.path))
+        check_belongs(file, place, self._identity)
+        self._verified[place.path] = file.verified
+        return file
+
+
+def check_belongs(file: SegmentFile, place: SegmentPlace, identity: ModelIdentity) -> None:
+    """That the file is the one that the catalog means, and of the store's model."""
+    header = file.header
+    if header.identity != identity:
+        raise ForeignStoreError(f"{file.path}: of another model: {header.identity.differences(identity)}")
+    found = (header.stream_id, header.segment_no, header.epoch)
+    if found != (place.stream_id, place.segment_no, place.epoch):
+        raise CorruptSegmentError(
+            f"{file.path}: holds segment {found[1]} of stream {found[0]!r}, epoch {found[2]}; misnamed"
+        )
+
+
+@dataclass(frozen=True)
+class StreamSnapshot:
+    """A stream at one moment: implements `VideoMemory`, never changes, and may be shared by threads.
+
+    Files are mapped when they are first needed; should the stream be removed meanwhile, CorruptSegmentError
+    says which is missing.
+    """
+
+    stream_id: str
+    identity: ModelIdentity
+    _files: SegmentFiles
+    _places: dict[int, SegmentPlace] = field(default_factory=dict)  # by segment number, in time order
+    _index: SummaryIndex = field(default_factory=SummaryIndex)
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.identity.geometry
+
+    @cached_property
+    def as_of_s(self) -> float:
+        return max((place.end_s for place in self._places.values()), default=0.0)
+
+    @cached_property
+    def segments(self) -> tuple[SegmentInfo, ...]:
+        places = self._places.values()
+        return tuple(SegmentInfo(p.segment_no, p.start_s, p.end_s, p.num_frames) for p in places)
+
+    def search(self, layer: int, query: torch.Tensor, k: int) -> np.ndarray:
+        return self._index.search(layer, query, k)
+
+    def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
+        """Opens only the files of the segments named, in whatever order; each counts once."""
+        named = list(self._places) if segment_nos is None else np.unique(segment_nos).tolist()
+        keys = [self._file(no).mean_keys(layer) for no in named]
+        counts = [part.shape[0] for part in keys]
+        empty = torch.empty(0, self.geometry.summary_dim)
+        return BlockTable(
+            segment_nos=np.repeat(np.array(named, np.int64), counts),
+            slots=np.concatenate([np.arange(n, dtype=np.int64) for n in counts] or [np.empty(0, np.int64)]),
+            mean_keys=torch.cat([*keys, empty]),
+        )
+
+    def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
+        """One copy, from the maps into the result; none when the blocks lie side by side in one file."""
+        parts: list[LayerBlocks] = []
+        files: dict[int, LayerBlocks] = {}
+        for no, start, stop in _runs(segment_nos, slots):
+            if no not in files:
+                files[no] = self._file(no).blocks(layer)
+            parts.append(_sliced(files[no], start, stop, f"segment {no}, layer {layer}"))
+        if len(parts) == 1:
+            return parts[0]
+        return cat_blocks(parts or [self._no_blocks()])
+
+    def _file(self, segment_no: int) -> SegmentFile:
+        place = self._places.get(segment_no)
+        if place is None:
+            raise StoreError(f"stream {self.stream_id!r}: no segment {segment_no} among {len(self._places)}")
+        return self._files.get(place)
+
+    def _no_blocks(self) -> LayerBlocks:
+        g, dtype = self.geometry, torch_dtype(self.identity.dtype)
+        empty = torch.empty(0, g.frame_tokens, g.num_kv_heads, g.head_dim, dtype=dtype)
+        return LayerBlocks(empty, empty, (), ())
+
+
+def _runs(segment_nos: np.ndarray, slots: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Neighbours in the order asked that are neighbours in a file: (segment, first slot, last slot + 1).
+
+    Segments 0 0 0 1 and slots 4 5 7 0 are (0, 4, 6), (0, 7, 8), (1, 0, 1).
+    """
+    if len(segment_nos) != len(slots):
+        raise ValueError(f"{len(segment_nos)} segment numbers but {len(slots)} slots")
+    breaks = np.flatnonzero((np.diff(segment_nos) != 0) | (np.diff(slots) != 1)) + 1
+    bounds = [0, *breaks.tolist(), len(slots)] if len(slots) else []
+    for start, stop in pairwise(bounds):
+        yield int(segment_nos[start]), int(slots[start]), int(slots[stop - 1]) + 1
+
+
+def _sliced(blocks: LayerBlocks, start: int, stop: int, name: str) -> LayerBlocks:
+    """A view of some of a layer's blocks."""
+    if not 0 <= start < stop <= blocks.num_blocks:
+        raise StoreError(f"{name}: got slots {start} to {stop - 1}, it has {blocks.num_blocks} blocks")
+    return LayerBlocks(
+        keys_bNGd=blocks.keys_bNGd[start:stop],
+        values_bNGd=blocks.values_bNGd[start:stop],
+        frame_ids=blocks.frame_ids[start:stop],
+        spans_s=blocks.spans_s[start:stop],
+    )
+
+
+class StreamReader:
+    """Follows one stream. Opening reads every segment's summary vectors; nothing is encoded again.
+
+    Threads may share one: each `refresh` returns a snapshot that is its caller's to read.
+    """
+
+    def __init__(
+        self, stream_id: str, catalog: Catalog, files: SegmentFiles, identity: ModelIdentity
+    ) -> None:
+        self.stream_id = stream_id
+        self._catalog = catalog
+        self._files = files
+        self._lock = threading.Lock()
+        self._snapshot = self._empty = StreamSnapshot(stream_id, identity, files)
+        self._progress = Progress(born_epoch=-1, next_segment_no=0)
+        self.refresh()
+
+    @property
+    def snapshot(self) -> StreamSnapshot:
+        """As of the last `refresh`."""
+        return self._snapshot
+
+    def refresh(self) -> StreamSnapshot:
+        """Picks up what was committed since the last call; one small query when that is nothing.
+
+        A stream that was removed and added again under its id is read anew. UnknownStreamError when gone.
+        """
+        with self._lock:
+            progress = self._catalog.progress(self.stream_id)
+            if progress != self._progress:
+                again = progress.born_epoch == self._progress.born_epoch
+                before = self._snapshot if again else self._empty
+                start = self._progress.next_segment_no if again else 0
+                places = self._catalog.segments_between(self.stream_id, start, progress)
+                self._snapshot, self._progress = self._grown(before, places), progress
+            return self._snapshot
+
+    def _grown(self, before: StreamSnapshot, places: list[SegmentPlace]) -> StreamSnapshot:
+        index = before._index
+        for i in range(0, len(places), _INDEX_AT_ONCE):
+            some = places[i : i + _INDEX_AT_ONCE]
+            vectors = np.stack([self._files.get(place).summary_vectors() for place in some])
+            index = index.added(np.array([place.segment_no for place in some]), vectors)
+        all_places = before._places | {place.segment_no: place for place in places}
+        return StreamSnapshot(before.stream_id, before.identity, self._files, all_places, index)

@@ -1,0 +1,102 @@
+"""The small plain values that the store hands out; all of them pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from streamkv.types import Geometry
+
+FORMAT_VERSION = 1
+"""Of segment files and of the catalog; docs/format.md. A reader refuses any other by name."""
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+StreamState = Literal["registered", "ingesting", "done", "failed", "stopped"]
+STREAM_STATES: tuple[str, ...] = get_args(StreamState)
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a cache is only good for: these weights, these shapes, this type of number."""
+
+    fingerprint: str
+    geometry: Geometry
+    dtype: str  # one of DTYPES
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block's keys, which are also those of its values."""
+        return self.geometry.block_bytes(self.value_bytes) // 2
+
+    @property
+    def value_bytes(self) -> int:
+        return 4 if self.dtype == "float32" else 2
+
+    def differences(self, other: ModelIdentity) -> str:
+        """`dtype: 'float32' against 'bfloat16'; ...`, mine first; empty when equal."""
+        mine, theirs = asdict(self), asdict(other)
+        return "; ".join(f"{k}: {mine[k]!r} against {theirs[k]!r}" for k in mine if mine[k] != theirs[k])
+
+
+@dataclass(frozen=True)
+class SegmentPlace:
+    """A segment's durable file and what the catalog keeps of it; the message from a writer to the store."""
+
+    stream_id: str
+    segment_no: int
+    epoch: int
+    path: str  # relative to the store's root, with forward slashes
+    start_s: float
+    end_s: float
+    num_frames: int
+    num_source_frames: int
+    resume_s: float
+    kv_bytes: int
+    file_bytes: int
+    checksum: str  # hex; covers every byte of the file (docs/format.md)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Footage that is missing from a stream, and why."""
+
+    start_s: float
+    end_s: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """A stream as its catalog has it at one moment."""
+
+    stream_id: str
+    uri: str
+    state: StreamState
+    detail: str
+    created_at: float  # seconds since 1970
+    epoch: int  # of the writer that owns the stream; 0: none yet
+    num_segments: int
+    num_frames: int
+    num_source_frames: int
+    kv_bytes: int
+    file_bytes: int
+    as_of_s: float  # end of the last segment; 0.0 when there is none
+    resume_s: float  # where a source continues; 0.0 when there is no segment
+    next_segment_no: int
+    gaps: tuple[Gap, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that `SegmentStore.verify` found."""
+
+    kind: Literal["missing", "corrupt", "extra"]
+    path: str  # relative to the root
+    detail: str
+    stream_id: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.path}: {self.detail}"

@@ -1,0 +1,218 @@
+"""The segment store: durable file, then catalog row. A segment is there once its row is.
+
+    epoch = store.begin_writing("lobby")                       # fences off whoever wrote before
+    place = write_segment(root, identity, "lobby", epoch, kv)  # in any process
+    store.commit(place)                                        # counts once, however often it is called
+    memory = store.reader("lobby").refresh()                   # what a question reads
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, get_args
+
+from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
+from streamkv.store import layout
+from streamkv.store.catalog import Catalog
+from streamkv.store.opening import open_catalog
+from streamkv.store.reader import SegmentFiles, StreamReader, check_belongs
+from streamkv.store.records import Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
+from streamkv.store.segment_file import SegmentFile
+
+MAX_OPEN_FILES = 1024
+"""Segment files that a store keeps mapped; Linux allows a process 65,530 maps."""
+
+
+class SegmentStore:
+    """One store, opened by one process. Threads may share it; any number of processes may have it open."""
+
+    @classmethod
+    def open(
+        cls,
+        root: Path | str,
+        *,
+        catalog_url: str = "",
+        identity: ModelIdentity | None = None,
+        read_only: bool = False,
+        max_open_files: int = MAX_OPEN_FILES,
+    ) -> SegmentStore:
+        """Opens a store, or makes one when there is none and `identity` is given.
+
+        With `identity`, ForeignStoreError unless the store was written for it; without, any store opens.
+        Files that removed streams left behind are taken away, unless `read_only`.
+        """
+        root = Path(root)
+        catalog, stored = open_catalog(root, catalog_url, identity, read_only=read_only)
+        store = cls(root, catalog, stored, read_only=read_only, max_open_files=max_open_files)
+        if not read_only:
+            for stream_id, epoch in catalog.removed().items():
+                store._remove_files(stream_id, epoch)
+        return store
+
+    def __init__(
+        self, root: Path, catalog: Catalog, identity: ModelIdentity, *, read_only: bool, max_open_files: int
+    ) -> None:
+        """Use `open`."""
+        self.root = root
+        self.identity = identity
+        self.read_only = read_only
+        self._catalog = catalog
+        self._files = SegmentFiles(root, identity, max_open_files)
+
+    def close(self) -> None:
+        """Lets go of the catalog. Snapshots that were handed out can still be read."""
+        self._catalog.close()
+
+    def __enter__(self) -> SegmentStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- streams
+
+    def add_stream(self, stream_id: str, uri: str, config: Mapping[str, Any] | None = None) -> None:
+        """Registers a stream. StreamIdError for an unsafe id, StreamExistsError for one that is taken."""
+        self._check_writable()
+        layout.check_stream_id(stream_id)
+        self._catalog.add_stream(stream_id, uri, config or {}, self.identity.fingerprint)
+
+    def remove_stream(self, stream_id: str) -> None:
+        """Takes a stream's rows away, then its files.
+
+        What a crash, or a writer that does not know yet, leaves of the files goes at the next `open`.
+        """
+        self._check_writable()
+        epoch = self._catalog.remove_stream(stream_id)
+        failed = self._remove_files(stream_id, epoch)
+        if failed:
+            raise StoreError(
+                f"stream {stream_id!r} is removed, but not {len(failed)} of its files, such as {failed[0]}; "
+                "they go when the store is next opened and allows it"
+            )
+
+    def streams(self) -> list[StreamInfo]:
+        """All streams, by id."""
+        return self._catalog.streams()
+
+    def stream(self, stream_id: str) -> StreamInfo:
+        """UnknownStreamError when there is none of that id."""
+        return self._catalog.streams(stream_id)[0]
+
+    def set_state(self, stream_id: str, state: StreamState, detail: str = "") -> None:
+        self._check_writable()
+        if state not in get_args(StreamState):
+            raise StoreError(f"stream state: got {state!r}, allowed {', '.join(get_args(StreamState))}")
+        self._catalog.set_state(stream_id, state, detail)
+
+    def add_gap(self, stream_id: str, start_s: float, end_s: float, reason: str) -> None:
+        """Notes footage that is missing. The same span again changes nothing."""
+        self._check_writable()
+        if not (math.isfinite(start_s) and math.isfinite(end_s) and start_s <= end_s):
+            raise StoreError(f"gap: got {start_s} to {end_s} s, allowed finite, start not after end")
+        self._catalog.add_gap(stream_id, Gap(start_s, end_s, reason))
+
+    # ---- writing
+
+    def begin_writing(self, stream_id: str) -> int:
+        """Makes the caller the stream's writer and returns its epoch, larger than any before in this store.
+
+        Earlier writers are fenced off: their commits raise FencedError. What they left uncommitted goes.
+        """
+        self._check_writable()
+        epoch = self._catalog.take_epoch(stream_id)
+        self.collect_orphans(stream_id)
+        return epoch
+
+    def commit(self, place: SegmentPlace) -> bool:
+        """Makes a written segment count, in one transaction; False when that segment did already.
+
+        Segments come in order. FencedError when another writer has taken over, CorruptSegmentError when the
+        file is not there in full; then nothing changes.
+        """
+        self._check_writable()
+        self._check_place(place)
+        return self._catalog.commit(place)
+
+    def collect_orphans(self, stream_id: str) -> list[str]:
+        """Removes what earlier writers left uncommitted; returns those paths, relative to the root.
+
+        Never a file that a row names, and none of the present or a later epoch, which may yet be committed.
+        What the disk does not let go stays, and `verify` names it.
+        """
+        self._check_writable()
+        # The epoch first: no earlier one commits after that, so the rows read below are all there will be.
+        epoch = self._catalog.epoch(stream_id)
+        stale = list(layout.stored_files(self.root, stream_id, before_epoch=epoch))
+        committed = {place.path for place in self._catalog.all_segments(stream_id)} if stale else set()
+        orphans = [path for path in stale if path not in committed]
+        self._unlink(orphans)
+        return orphans
+
+    # ---- reading
+
+    def reader(self, stream_id: str) -> StreamReader:
+        """Follows one stream; opening reads its summary vectors. Readers of a store share its open files."""
+        return StreamReader(stream_id, self._catalog, self._files, self.identity)
+
+    def verify(self) -> list[Problem]:
+        """Reads every committed byte and compares rows with files; empty when all is well.
+
+        A segment that is being written meanwhile is named as extra.
+        """
+        # Files before rows: a file that is committed in between is then known.
+        present = layout.all_files(self.root)
+        places = self._catalog.all_segments()
+        broken = [problem for place in places if (problem := self._problem(place))]
+        extra = sorted(present - {place.path for place in places})
+        return broken + [Problem("extra", path, "no row of the catalog names it") for path in extra]
+
+    # ---- inside
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise StoreError(f"store {self.root} is open for reading only; open it without read_only")
+
+    def _check_place(self, place: SegmentPlace) -> None:
+        """That the place is under the root, by its one possible name, and whole."""
+        path = layout.segment_path(place.stream_id, place.segment_no, place.epoch, place.checksum)
+        if place.path != path:
+            raise StoreError(f"segment path: got {place.path!r}, allowed {path!r}")
+        try:
+            found = (self.root / path).stat().st_size
+        except OSError as exc:
+            raise CorruptSegmentError(f"{self.root / path}: segment file missing ({exc.strerror})") from exc
+        if found != place.file_bytes:
+            raise CorruptSegmentError(f"{self.root / path}: {found} bytes, {place.file_bytes} were written")
+
+    def _problem(self, place: SegmentPlace) -> Problem | None:
+        path = self.root / place.path
+        try:
+            file = SegmentFile(path)
+            check_belongs(file, place, self.identity)
+            file.verify(place.checksum)
+        except (CorruptSegmentError, ForeignStoreError) as exc:
+            return Problem("corrupt" if path.exists() else "missing", place.path, str(exc), place.stream_id)
+        return None
+
+    def _remove_files(self, stream_id: str, epoch: int) -> list[str]:
+        """Removes a stream's files up to an epoch, then its folder if empty; returns what could not be."""
+        failed = self._unlink(layout.stored_files(self.root, stream_id, before_epoch=epoch + 1))
+        layout.remove_if_empty(self.root, stream_id)
+        return failed
+
+    def _unlink(self, paths: Iterable[str]) -> list[str]:
+        """Removes files and returns those that could not be, each with the reason."""
+        failed = []
+        for path in paths:
+            self._files.forget(path)
+            try:
+                (self.root / path).unlink(missing_ok=True)
+            except OSError as exc:
+                failed.append(f"{path} ({exc.strerror})")
+        return failed
