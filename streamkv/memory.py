@@ -6,13 +6,15 @@ one-process use. The engine knows neither.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from streamkv.types import Geometry, LayerBlocks
+from streamkv.types import Geometry, LayerBlocks, SegmentKV
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ class VideoMemory(Protocol):
         ...
 
     def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
-        """Segment numbers whose summary vectors of `layer` have the largest inner product with query (G * d,).
+        """Segments whose summary vectors of `layer` have the largest inner product with query (G * d,).
 
-        At most k of them, best first, int64.
+        At most k of their numbers, best first, int64.
         """
         ...
 
@@ -66,3 +68,76 @@ class VideoMemory(Protocol):
     def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
         """The named blocks' keys and values, in the order named. The result may share memory with a file."""
         ...
+
+
+class InMemoryVideo:
+    """A `VideoMemory` over a list of segments, in time order; `add` appends the next."""
+
+    def __init__(self, geometry: Geometry, segments: Iterable[SegmentKV] = ()) -> None:
+        self._geometry = geometry
+        self._by_no: dict[int, SegmentKV] = {}
+        self._mean_keys: dict[tuple[int, int], Tensor] = {}  # (segment_no, layer)
+        for segment in segments:
+            self.add(segment)
+
+    def add(self, segment: SegmentKV) -> None:
+        """The next segment; its number must be higher than all before it."""
+        if self._by_no and segment.segment_no <= (last := next(reversed(self._by_no))):
+            raise ValueError(f"segment_no: got {segment.segment_no}, need more than {last}")
+        for layer, blocks in enumerate(segment.layers):
+            self._mean_keys[segment.segment_no, layer] = blocks.mean_keys().cpu()
+        self._by_no[segment.segment_no] = segment
+
+    @property
+    def geometry(self) -> Geometry:
+        return self._geometry
+
+    @property
+    def as_of_s(self) -> float:
+        return max((s.end_s for s in self._by_no.values()), default=0.0)
+
+    @property
+    def segments(self) -> tuple[SegmentInfo, ...]:
+        return tuple(
+            SegmentInfo(s.segment_no, s.start_s, s.end_s, s.num_frames) for s in self._by_no.values()
+        )
+
+    def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
+        if not self._by_no:
+            return np.empty(0, np.int64)
+        vectors = torch.stack([s.summary_vectors[layer] for s in self._by_no.values()]).cpu()
+        best = torch.sort(vectors @ query.cpu().float(), descending=True, stable=True).indices[:k]
+        return np.array([list(self._by_no)[row] for row in best.tolist()], np.int64)
+
+    def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
+        wanted = set(self._by_no) if segment_nos is None else {int(no) for no in segment_nos}
+        chosen = [s for no, s in self._by_no.items() if no in wanted]
+        counts = [s.layers[layer].num_blocks for s in chosen]
+        empty = torch.empty((0, self._geometry.summary_dim))
+        return BlockTable(
+            segment_nos=np.repeat(np.array([s.segment_no for s in chosen], np.int64), counts),
+            slots=np.concatenate([np.empty(0, np.int64), *(np.arange(c) for c in counts)]),
+            mean_keys=torch.cat([empty, *(self._mean_keys[s.segment_no, layer] for s in chosen)]),
+        )
+
+    def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
+        rows = [
+            (self._by_no[int(no)].layers[layer], int(slot))
+            for no, slot in zip(segment_nos, slots, strict=True)
+        ]
+        return LayerBlocks(
+            keys_bNGd=torch.stack([blocks.keys_bNGd[slot] for blocks, slot in rows]),
+            values_bNGd=torch.stack([blocks.values_bNGd[slot] for blocks, slot in rows]),
+            frame_ids=tuple(blocks.frame_ids[slot] for blocks, slot in rows),
+            spans_s=tuple(blocks.spans_s[slot] for blocks, slot in rows),
+        )
+
+
+def last_blocks(memory: VideoMemory, layer: int, count: int) -> BlockTable:
+    """The latest `count` blocks of a layer, in time order; fewer where there are fewer."""
+    # Each segment keeps at least one block in each layer, so these hold them all.
+    segments = memory.segments
+    latest = [s.segment_no for s in segments[max(0, len(segments) - count) :]]
+    table = memory.table(layer, np.array(latest, np.int64))
+    start = max(0, table.num_blocks - count)
+    return BlockTable(table.segment_nos[start:], table.slots[start:], table.mean_keys[start:])

@@ -1,0 +1,164 @@
+"""Plain attention with explicit positions, and rotary embedding. Knows no model and no store.
+
+    T query tokens   S key tokens   H query heads   G key/value heads   d head size
+
+Query head h reads key/value head h // (H / G). Nothing here is fused: it is the reference that a faster
+kernel has to match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RotaryFn = Callable[[Tensor, Tensor], Tensor]
+"""(T, heads, d) and positions (T,) to the rotated (T, heads, d)."""
+
+
+@dataclass(frozen=True)
+class KV:
+    """Keys before rotary embedding and values, of one layer."""
+
+    keys_TGd: Tensor
+    values_TGd: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        return self.keys_TGd.shape[0]
+
+    def join(self, later: KV) -> KV:
+        return KV(
+            torch.cat((self.keys_TGd, later.keys_TGd)),
+            torch.cat((self.values_TGd, later.values_TGd)),
+        )
+
+    def last(self, num_tokens: int) -> KV:
+        """The last `num_tokens` tokens, or all if there are fewer; a copy, so that the rest can be freed."""
+        if self.num_tokens <= num_tokens:
+            return self
+        start = self.num_tokens - num_tokens
+        return KV(self.keys_TGd[start:].clone(), self.values_TGd[start:].clone())
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding: pairs (i, i + d/2) turn by position * inv_freq[i]."""
+
+    inv_freq: Tensor  # (d / 2,) float32
+    scaling: float = 1.0
+
+    def __call__(self, x_THd: Tensor, positions_T: Tensor) -> Tensor:
+        # Angles in float32 even for half precision models: a position of 15,000 has no exact bfloat16.
+        angles = positions_T.float()[:, None] * self.inv_freq
+        cos = (angles.cos() * self.scaling).to(x_THd.dtype)[:, None, :]
+        sin = (angles.sin() * self.scaling).to(x_THd.dtype)[:, None, :]
+        first, second = x_THd.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def attention_scores(q_THd: Tensor, k_SGd: Tensor) -> Tensor:
+    """(H, T, S): scaled dot products of rotated queries and keys."""
+    T, H, d = q_THd.shape
+    S, G, _ = k_SGd.shape
+    q = q_THd.view(T, G, H // G, d).permute(1, 2, 0, 3).reshape(G, H // G * T, d)
+    scores: Tensor = (q @ k_SGd.permute(1, 2, 0)).view(H, T, S)
+    return scores * float(d**-0.5)
+
+
+def masked_softmax(scores_HTS: Tensor, visible_TS: Tensor | None) -> Tensor:
+    """(H, T, S) float32 weights; rows sum to 1. Each query must see at least one key."""
+    scores = scores_HTS.float()  # the softmax wants float32
+    if visible_TS is not None:
+        scores = scores.masked_fill(~visible_TS, float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+def mix_values(weights_HTS: Tensor, v_SGd: Tensor) -> Tensor:
+    """(T, H, d): values weighted by head."""
+    H, T, S = weights_HTS.shape
+    _, G, d = v_SGd.shape
+    weights = weights_HTS.to(v_SGd.dtype).view(G, H // G * T, S)
+    return (weights @ v_SGd.permute(1, 0, 2)).view(H, T, d).transpose(0, 1)
+
+
+def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
+    """(T, S) bool: the queries are the last T of the S keys. None when nothing is hidden.
+
+    keys     |0 . . . . S-T . . . S|
+    query i sees key j   iff   j <= S - T + i
+    """
+    if num_queries == 1:
+        return None
+    rows = torch.arange(num_queries, device=device)[:, None] + (num_keys - num_queries)
+    return torch.arange(num_keys, device=device)[None, :] <= rows
+
+
+def attend(q_THd: Tensor, k_SGd: Tensor, v_SGd: Tensor) -> Tensor:
+    """(T, H, d): causal attention of the last T of S tokens, queries and keys rotated already."""
+    return attend_with_weights(q_THd, k_SGd, v_SGd)[0]
+
+
+def attend_with_weights(q_THd: Tensor, k_SGd: Tensor, v_SGd: Tensor) -> tuple[Tensor, Tensor]:
+    """As `attend`, and the weights of the last query alone, (H, S) float32."""
+    visible = causal_mask(q_THd.shape[0], k_SGd.shape[0], q_THd.device)
+    weights_HTS = masked_softmax(attention_scores(q_THd, k_SGd), visible)
+    return mix_values(weights_HTS, v_SGd), weights_HTS[:, -1]
+
+
+def attend_stream(
+    rope: RotaryFn, q_THd: Tensor, system: KV, local: KV, *, num_past: int, n_local: int
+) -> Tensor:
+    """(T, H, d): sliding-window attention of stream tokens (ALGORITHM.md, section 4).
+
+    `local` ends with the T queries' own keys; before them stand the C tokens of the window. `num_past` counts
+    the stream's tokens before the first query, those that slid out of the window too; n_local 0: no limit.
+
+        system 0 .. S-1 | slid out | window 0 .. C-1 | queries C .. C+T-1
+
+    A query sees itself and the n_local - 1 stream tokens before it, at their true distances. It always sees
+    the system prompt: at the true distance while that is below n_local, else at the distance n_local (the
+    query is rotated to n_local, the key to 0, as in InfLLM and ReKV). Positions count from the window's first
+    token, so they stay below C + T however long the stream runs.
+    """
+    T = q_THd.shape[0]
+    C = local.num_tokens - T
+    steps = torch.arange(C + T, device=q_THd.device)
+    local_scores = attention_scores(rope(q_THd, steps[C:]), rope(local.keys_TGd, steps))
+    distances_TT = steps[C:, None] - steps[None, :]
+    local_visible = distances_TT >= 0
+    if n_local:
+        local_visible &= distances_TT < n_local
+    system_scores = _system_scores(rope, q_THd, system.keys_TGd, num_past=num_past, n_local=n_local)
+    weights_HTS = masked_softmax(
+        torch.cat((system_scores, local_scores), dim=-1),
+        torch.cat((local_visible.new_ones(T, system.num_tokens), local_visible), dim=-1),
+    )
+    return mix_values(weights_HTS, torch.cat((system.values_TGd, local.values_TGd)))
+
+
+def _system_scores(rope: RotaryFn, q_THd: Tensor, k_SGd: Tensor, *, num_past: int, n_local: int) -> Tensor:
+    """(H, T, S): the queries' scores on the system prompt, near or far."""
+    T, S = q_THd.shape[0], k_SGd.shape[0]
+    system_positions = torch.arange(S, device=q_THd.device)
+    # Once far, a query's own position is not used: the bound keeps it small.
+    first = min(S + num_past, S + n_local) if n_local else S + num_past
+    query_positions = first + torch.arange(T, device=q_THd.device)
+    near = attention_scores(rope(q_THd, query_positions), rope(k_SGd, system_positions))
+    if not n_local:
+        return near
+    at_n_local = torch.full((T,), n_local, device=q_THd.device)
+    far = attention_scores(rope(q_THd, at_n_local), rope(k_SGd, torch.zeros_like(system_positions)))
+    is_far_TS = query_positions[:, None] - system_positions[None, :] >= n_local
+    return torch.where(is_far_TS, far, near)
+
+
+def grouped_query(q_THd: Tensor, num_kv_heads: int) -> Tensor:
+    """(G * d,) float32: the mean query over tokens, summed over the heads of each group.
+
+    Its dot product with a key (G * d) equals the sum over heads of the expanded dot products.
+    """
+    _, H, d = q_THd.shape
+    return q_THd.float().mean(dim=0).view(num_kv_heads, H // num_kv_heads, d).sum(dim=1).flatten()

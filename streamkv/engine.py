@@ -1,0 +1,343 @@
+"""`Engine`: a model and a method; takes in one segment, answers one question. Knows no Ray and no file.
+
+An answer's cache, in each layer (positions are rows, so no position is ever stored):
+
+    0 .. S-1 system prompt | b blocks of N tokens, consecutive | T tokens of the prompt | the answer
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamkv.attention import KV, attend_with_weights, grouped_query
+from streamkv.compression import make_compressor
+from streamkv.config import MethodConfig
+from streamkv.errors import ForeignStoreError, QuestionError, StoreError
+from streamkv.memory import VideoMemory
+from streamkv.models.base import QuestionPrompt, VideoLLM
+from streamkv.prefill import StreamWindow, prefill_segment, prefill_system
+from streamkv.retrieval import BlockChoice, Candidates, make_retriever
+from streamkv.segmentation import Segmenter
+from streamkv.types import Answer, Evidence, LayerBlocks, Segment, SegmentKV
+
+NUM_EVIDENCE = 5
+
+OnToken = Callable[[str], None]
+"""Takes each new piece of the answer's text; the pieces together are `Answer.text`."""
+
+
+def check_question(text: str, max_chars: int) -> str:
+    """The question without surrounding space; QuestionError if nothing is left or it is too long."""
+    question = text.strip()
+    if not question:
+        raise QuestionError("question: got no text; ask something about the stream")
+    if len(question) > max_chars:
+        raise QuestionError(f"question: got {len(question)} characters, allowed {max_chars}; shorten it")
+    return question
+
+
+class LayerCache:
+    """Rotated keys and values (T, G, d) of one layer, with room to grow."""
+
+    def __init__(self, capacity: int, like: KV) -> None:
+        self._keys_CGd = like.keys_TGd.new_empty((capacity, *like.keys_TGd.shape[1:]))
+        self._values_CGd = like.values_TGd.new_empty((capacity, *like.values_TGd.shape[1:]))
+        self.num_tokens = 0
+
+    @property
+    def keys(self) -> Tensor:
+        return self._keys_CGd[: self.num_tokens]
+
+    @property
+    def values(self) -> Tensor:
+        return self._values_CGd[: self.num_tokens]
+
+    def append(self, rotated_keys_TGd: Tensor, values_TGd: Tensor) -> None:
+        """The next tokens; there must be room."""
+        stop = self.num_tokens + values_TGd.shape[0]
+        assert stop <= self._keys_CGd.shape[0], (stop, self._keys_CGd.shape)
+        self._keys_CGd[self.num_tokens : stop] = rotated_keys_TGd
+        self._values_CGd[self.num_tokens : stop] = values_TGd
+        self.num_tokens = stop
+
+
+@dataclass(frozen=True)
+class LayerReading:
+    """One layer after the question's prompt."""
+
+    input_TD: Tensor  # what the layer was given
+    cache: LayerCache
+    choice: BlockChoice
+    block_mass_b: Tensor  # (b,) the last prompt token's attention on each block, mean over heads
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A question read together with the video: ready to be answered, once."""
+
+    layers: tuple[LayerReading, ...]
+    logits: Tensor  # (vocabulary,) for the answer's first token
+
+
+class Engine:
+    """Keeps nothing between calls but the system prompt: windows and memories belong to the caller."""
+
+    def __init__(self, model: VideoLLM, method: MethodConfig) -> None:
+        self.model = model
+        self.method = method
+        self.retriever = make_retriever(method, model.geometry)
+        make_compressor(method.compress)  # an unknown name fails here, not at the first segment
+        Segmenter(method.segment)
+        self.system = prefill_system(model)
+
+    def open_window(self, memory: VideoMemory | None = None) -> StreamWindow:
+        """The window of a new stream or, after a restart, of the one that `memory` holds."""
+        if memory is None:
+            return StreamWindow(self.system, self.method.n_local)
+        return StreamWindow.rebuild(self.system, memory, self.method)
+
+    def prefill(self, window: StreamWindow, segment: Segment) -> SegmentKV:
+        """The segment's blocks; moves the window on."""
+        return prefill_segment(self.model, window, segment, self.method)
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        memory: VideoMemory,
+        question: str,
+        *,
+        max_new_tokens: int = 128,
+        on_token: OnToken | None = None,
+    ) -> Answer:
+        """Answers greedily from what `memory` holds. An error of `on_token` ends the answer and is raised."""
+        watch = _Stopwatch()
+        reading = self.read(memory, question, max_new_tokens=max_new_tokens, watch=watch)
+        text = _TextStream(self.model, on_token)
+        self._generate(reading, max_new_tokens, text, watch)
+        return Answer(
+            text=text.finish(),
+            evidence=find_evidence(reading, memory),
+            as_of_s=memory.as_of_s,
+            num_tokens=len(text.token_ids),
+            timings_ms=watch.finish(),
+            blocks_per_layer=tuple(layer.choice.num_blocks for layer in reading.layers),
+        )
+
+    @torch.inference_mode()
+    def read(
+        self,
+        memory: VideoMemory,
+        question: str,
+        *,
+        max_new_tokens: int = 128,
+        watch: _Stopwatch | None = None,
+    ) -> Reading:
+        """Runs the question's prompt over the blocks that it finds: twice if counts adapt, else once.
+
+        The second run takes its blocks from the first run's scores. It starts at the first layer whose blocks
+        changed: below it both runs are the same.
+        """
+        question = check_question(question, max_chars=len(question))
+        self._check_memory(memory)
+        run = _PromptRun(
+            self, memory, self.model.question_prompt(question), max_new_tokens, watch or _Stopwatch()
+        )
+        run.search()
+        if self.retriever.is_adaptive:
+            run.adapt()
+        return run.finish()
+
+    def _check_memory(self, memory: VideoMemory) -> None:
+        if not memory.segments:
+            raise StoreError(
+                "nothing of this stream is committed yet, so there is no video to answer from; "
+                "wait until its first segment is closed, then ask again"
+            )
+        if memory.geometry != self.model.geometry:
+            raise ForeignStoreError(
+                f"the stream was stored with {memory.geometry}, the model has {self.model.geometry}; "
+                "answer with the model that stored it"
+            )
+
+    def _generate(self, reading: Reading, max_new_tokens: int, text: _TextStream, watch: _Stopwatch) -> None:
+        logits = reading.logits
+        for step in range(max_new_tokens):
+            token_id = int(logits.argmax())
+            if step == 0:
+                watch.mark("first_token")
+            if token_id in self.model.eos_token_ids:
+                return
+            text.add(token_id)
+            if step + 1 < max_new_tokens:
+                logits = self._next_logits(reading, token_id)
+
+    def _next_logits(self, reading: Reading, token_id: int) -> Tensor:
+        """(vocabulary,) after one more token of the answer."""
+        hidden_TD = self.model.embed_tokens([token_id])
+        for layer, state in enumerate(reading.layers):
+            q, k, v = self.model.qkv(layer, hidden_TD)
+            attended, _ = self.attend_next(state.cache, q, k, v)
+            hidden_TD = self.model.finish_layer(layer, hidden_TD, attended)
+        return self.model.logits(hidden_TD)[-1]
+
+    def attend_next(
+        self, cache: LayerCache, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The cache's next T tokens: (T, H, d), and the last one's weights (H, tokens)."""
+        positions = torch.arange(cache.num_tokens, cache.num_tokens + q_THd.shape[0], device=q_THd.device)
+        cache.append(self.model.rope(k_TGd, positions), v_TGd)
+        return attend_with_weights(self.model.rope(q_THd, positions), cache.keys, cache.values)
+
+
+class _PromptRun:
+    """The question's prompt on its way through the layers; holds what the runs share."""
+
+    def __init__(
+        self, engine: Engine, memory: VideoMemory, prompt: QuestionPrompt, room: int, watch: _Stopwatch
+    ) -> None:
+        self._engine, self._memory, self._prompt = engine, memory, prompt
+        self._room, self._watch = room, watch
+        self._candidates: list[Candidates] = []
+        self._layers: list[LayerReading] = []
+        self._hidden_TD = prompt.embeds_TD
+        watch.lap("query")
+
+    def search(self) -> None:
+        """All layers, each choosing by its own query."""
+        phase = "query" if self._engine.retriever.is_adaptive else "prefill"
+        for layer in range(self._engine.model.num_layers):
+            self._run_layer(layer, self._search_layer, phase)
+
+    def adapt(self) -> None:
+        """Again from the first layer whose count, and so whose choice, the scores of all layers change."""
+        retriever = self._engine.retriever
+        counts = retriever.allocate(self._candidates)
+        choices = [retriever.choose(c, n) for c, n in zip(self._candidates, counts, strict=True)]
+        self._watch.lap("search")
+        same = [new.same_as(old.choice) for new, old in zip(choices, self._layers, strict=True)]
+        if all(same):
+            return
+        first = same.index(False)
+        self._hidden_TD = self._layers[first].input_TD
+        del self._layers[first:]
+        for layer in range(first, len(choices)):
+            self._run_layer(layer, lambda layer, _: choices[layer], "prefill")
+
+    def finish(self) -> Reading:
+        reading = Reading(tuple(self._layers), self._engine.model.logits(self._hidden_TD[-1:])[-1])
+        self._watch.lap("prefill")
+        return reading
+
+    def _search_layer(self, layer: int, q_THd: Tensor) -> BlockChoice:
+        retriever, num_kv_heads = self._engine.retriever, self._engine.model.geometry.num_kv_heads
+        query = grouped_query(q_THd[self._prompt.question], num_kv_heads)
+        self._candidates.append(retriever.look(self._memory, layer, query))
+        return retriever.choose(self._candidates[-1])
+
+    def _run_layer(self, layer: int, choose: Callable[[int, Tensor], BlockChoice], phase: str) -> None:
+        model, hidden_TD = self._engine.model, self._hidden_TD
+        q, k, v = model.qkv(layer, hidden_TD)
+        self._watch.lap(phase)
+        choice = choose(layer, q)
+        self._watch.lap("search")
+        blocks = self._memory.gather(layer, choice.segment_nos, choice.slots)
+        cache = self._open_cache(layer, blocks)
+        self._watch.lap("fetch")
+        num_before = cache.num_tokens
+        attended, weights_HS = self._engine.attend_next(cache, q, k, v)
+        start = self._engine.system[layer].num_tokens
+        mass_b = weights_HS.mean(dim=0)[start:num_before].view(choice.num_blocks, -1).sum(dim=1)
+        self._layers.append(LayerReading(hidden_TD, cache, choice, mass_b))
+        self._hidden_TD = model.finish_layer(layer, hidden_TD, attended)
+        self._watch.lap(phase)
+
+    def _open_cache(self, layer: int, blocks: LayerBlocks) -> LayerCache:
+        """System prompt and blocks, rotated to consecutive positions; room for the prompt and the answer."""
+        system, model = self._engine.system[layer], self._engine.model
+        stored = KV(
+            blocks.keys_bNGd.flatten(0, 1).to(system.keys_TGd),
+            blocks.values_bNGd.flatten(0, 1).to(system.values_TGd),
+        )
+        num_tokens = system.num_tokens + stored.num_tokens
+        cache = LayerCache(num_tokens + self._prompt.embeds_TD.shape[0] + self._room, like=system)
+        positions = torch.arange(num_tokens, device=system.keys_TGd.device)
+        for part, at in ((system, positions[: system.num_tokens]), (stored, positions[system.num_tokens :])):
+            cache.append(model.rope(part.keys_TGd, at), part.values_TGd)
+        return cache
+
+
+def find_evidence(reading: Reading, memory: VideoMemory, count: int = NUM_EVIDENCE) -> tuple[Evidence, ...]:
+    """The segments with the largest shares of the last prompt token's attention on video, heaviest first.
+
+    A layer's shares sum to 1; weights are their mean over layers.
+    """
+    weights: dict[int, float] = {}
+    num_layers: dict[int, int] = {}
+    for layer in reading.layers:
+        mass = layer.block_mass_b.double().cpu().numpy()
+        total = mass.sum()
+        for segment_no in np.unique(layer.choice.segment_nos).tolist():
+            share = mass[layer.choice.segment_nos == segment_no].sum() / total if total > 0 else 0.0
+            weights[segment_no] = weights.get(segment_no, 0.0) + float(share) / len(reading.layers)
+            num_layers[segment_no] = num_layers.get(segment_no, 0) + 1
+    spans = {s.segment_no: s for s in memory.segments}
+    heaviest = sorted(weights, key=lambda no: (-weights[no], no))[:count]
+    return tuple(
+        Evidence(no, spans[no].start_s, spans[no].end_s, weights[no], num_layers[no]) for no in heaviest
+    )
+
+
+class _TextStream:
+    """Tokens to pieces of text that are only handed on when later tokens cannot change them."""
+
+    def __init__(self, model: VideoLLM, on_token: OnToken | None) -> None:
+        self._model, self._on_token = model, on_token
+        self.token_ids: list[int] = []
+        self._sent = ""
+
+    def add(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        if self._on_token is not None:
+            text = self._text()
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a character
+                self._send(text)
+
+    def finish(self) -> str:
+        """The whole text; sends what was held back."""
+        text = self._text()
+        self._send(text)
+        return text
+
+    def _text(self) -> str:
+        return self._model.decode(self.token_ids).strip()
+
+    def _send(self, text: str) -> None:
+        if self._on_token is not None and len(text) > len(self._sent) and text.startswith(self._sent):
+            self._on_token(text[len(self._sent) :])
+            self._sent = text
+
+
+class _Stopwatch:
+    """Milliseconds by phase: laps add up, marks are taken from the start."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._ms = dict.fromkeys(("query", "search", "fetch", "prefill", "first_token", "total"), 0.0)
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self._ms[phase] += (now - self._last) * 1000
+        self._last = now
+
+    def mark(self, name: str) -> None:
+        self._ms[name] = (time.perf_counter() - self._start) * 1000
+
+    def finish(self) -> dict[str, float]:
+        self.mark("total")
+        return self._ms

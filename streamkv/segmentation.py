@@ -1,0 +1,168 @@
+"""Features to closed segments, one frame at a time (ALGORITHM.md, section 2). Knows no model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from streamkv.config import SegmentConfig
+from streamkv.errors import ConfigError
+from streamkv.types import Segment
+
+Similarity = Callable[[Tensor, Tensor], float]
+"""Of two frames' mean features (D,), in float32."""
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a, b))
+
+
+SIMILARITIES: dict[str, Similarity] = {"cosine": cosine, "dot": dot}
+
+
+@dataclass(frozen=True)
+class OpenFrame:
+    """A frame of the open segment, perhaps merged of several."""
+
+    features_ND: Tensor
+    start_s: float
+    end_s: float
+    similarity: float  # to the frame before it
+    mean_D: Tensor = field(repr=False)  # float32
+
+    @classmethod
+    def of(cls, features_ND: Tensor, start_s: float, end_s: float, similarity: float) -> OpenFrame:
+        return cls(features_ND, start_s, end_s, similarity, features_ND.float().mean(dim=0))
+
+    def merge(self, later: OpenFrame) -> OpenFrame:
+        """The token-wise mean, with the span of both."""
+        features = (self.features_ND + later.features_ND) / 2
+        return self.of(features, self.start_s, later.end_s, self.similarity)
+
+
+class SegmentPolicy(ABC):
+    """When the open segment closes. `frames` is never empty."""
+
+    def __init__(self, config: SegmentConfig) -> None:
+        self.config = config
+
+    def ends_before(self, frames: list[OpenFrame], similarity: float) -> bool:
+        """Whether a frame of that similarity to the one before it opens a new segment."""
+        return False
+
+    def ends_after(self, frames: list[OpenFrame]) -> bool:
+        """Whether the segment is complete as it stands."""
+        return False
+
+    @abstractmethod
+    def fit(self, frames: list[OpenFrame], similarity: Similarity) -> None:
+        """Brings the open segment back to `max_frames`, in place."""
+
+
+class SemanticPolicy(SegmentPolicy):
+    """Closes on change; a full segment merges its most similar neighbours and goes on."""
+
+    def ends_before(self, frames: list[OpenFrame], similarity: float) -> bool:
+        return len(frames) >= self.config.min_frames and similarity <= self.config.theta
+
+    def fit(self, frames: list[OpenFrame], similarity: Similarity) -> None:
+        while len(frames) > self.config.max_frames:
+            # Of equal pairs the earliest, so that the latest frames stay as they are longest.
+            i = max(range(1, len(frames)), key=lambda j: frames[j].similarity)
+            frames[i - 1 : i + 1] = [frames[i - 1].merge(frames[i])]
+            for j in (i - 1, i):  # the merged frame's similarities to its neighbours
+                if 0 < j < len(frames):
+                    pair = similarity(frames[j - 1].mean_D, frames[j].mean_D)
+                    frames[j] = replace(frames[j], similarity=pair)
+
+
+class UniformPolicy(SegmentPolicy):
+    """Closes as soon as it holds `max_frames`."""
+
+    def ends_after(self, frames: list[OpenFrame]) -> bool:
+        return len(frames) >= self.config.max_frames
+
+    def fit(self, frames: list[OpenFrame], similarity: Similarity) -> None:
+        assert len(frames) <= self.config.max_frames, (len(frames), self.config.max_frames)
+
+
+SEGMENT_POLICIES: dict[str, type[SegmentPolicy]] = {"semantic": SemanticPolicy, "uniform": UniformPolicy}
+"""Segment policies by name. To add one: a `SegmentPolicy` and a row here."""
+
+
+class Segmenter:
+    """One stream's open segment. `max_seconds` bounds every policy: a segment never spans more stream time.
+
+    (One frame that spans more makes a segment of its own; a time bound wins over `min_frames`.)
+    Features stay where they are; a closed segment holds its own copy.
+    """
+
+    def __init__(self, config: SegmentConfig, segment_no: int = 0) -> None:
+        if config.policy not in SEGMENT_POLICIES:
+            known = ", ".join(sorted(SEGMENT_POLICIES))
+            raise ConfigError(f"segment.policy: unknown {config.policy!r}; known: {known}")
+        if config.similarity not in SIMILARITIES:
+            known = ", ".join(sorted(SIMILARITIES))
+            raise ConfigError(f"segment.similarity: unknown {config.similarity!r}; known: {known}")
+        self._config = config
+        self._policy = SEGMENT_POLICIES[config.policy](config)
+        self._similarity = SIMILARITIES[config.similarity]
+        self._next_no = segment_no
+        self._frames: list[OpenFrame] = []
+        self._num_source_frames = 0
+        self._last_mean: Tensor | None = None  # of the last frame that came, merged or not
+
+    @property
+    def open_segment(self) -> Segment | None:
+        """The open segment as if it closed now, or None when there is none; changes nothing."""
+        if not self._frames:
+            return None
+        return Segment(
+            segment_no=self._next_no,
+            features_nND=torch.stack([f.features_ND for f in self._frames]),
+            spans_s=tuple((f.start_s, f.end_s) for f in self._frames),
+            similarities=tuple(f.similarity for f in self._frames),
+            num_source_frames=self._num_source_frames,
+            resume_s=self._frames[-1].end_s,
+        )
+
+    def push(self, features_ND: Tensor, start_s: float, end_s: float) -> Segment | None:
+        """Takes the next frame; the segment that it closed, if any.
+
+        At most one: a frame that ends a segment and is complete by itself closes with the next push.
+        """
+        frame = OpenFrame.of(features_ND, start_s, end_s, 1.0)
+        if self._last_mean is not None:
+            frame = replace(frame, similarity=self._similarity(self._last_mean, frame.mean_D))
+        closed = self.flush() if self._ends_before(frame) else None
+        self._frames.append(frame)
+        self._last_mean = frame.mean_D
+        self._num_source_frames += 1
+        self._policy.fit(self._frames, self._similarity)
+        return self.flush() if closed is None and self._ends_after() else closed
+
+    def flush(self) -> Segment | None:
+        """Closes the open segment, as at the end of a source."""
+        segment = self.open_segment
+        if segment is not None:
+            self._next_no += 1
+            self._frames, self._num_source_frames = [], 0
+        return segment
+
+    def _ends_before(self, frame: OpenFrame) -> bool:
+        if not self._frames:
+            return False
+        too_long = 0 < self._config.max_seconds < frame.end_s - self._frames[0].start_s
+        return too_long or self._ends_after() or self._policy.ends_before(self._frames, frame.similarity)
+
+    def _ends_after(self) -> bool:
+        span_s = self._frames[-1].end_s - self._frames[0].start_s
+        return 0 < self._config.max_seconds <= span_s or self._policy.ends_after(self._frames)
