@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -62,11 +62,16 @@ def removed_on_error(temp: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        temp.unlink(missing_ok=True)
+        _take_away(temp)
         raise StoreError(_advice(temp, exc)) from exc
     except Exception:
-        temp.unlink(missing_ok=True)
+        _take_away(temp)
         raise
+
+
+def _take_away(temp: Path) -> None:
+    with suppress(OSError):  # what remains is collected when the stream's next writer begins
+        temp.unlink()
 
 
 def _advice(path: Path, exc: OSError) -> str:

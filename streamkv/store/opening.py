@@ -74,10 +74,11 @@ def _check_identity(root: Path, stored: StoredIdentity, identity: ModelIdentity 
 def _check_marker(root: Path, catalog: Catalog, stored: StoredIdentity, *, read_only: bool) -> None:
     """Compares the root's marker; writes it when the store is new."""
     store_id = _marked_id(root)
+    if store_id is None and not read_only:
+        if not catalog.streams():
+            _write_marker(root, stored)
+        store_id = _marked_id(root)  # again: another process may have written it, and then added a stream
     if store_id == stored.store_id:
-        return
-    if store_id is None and not read_only and not catalog.streams():
-        _write_marker(root, stored)
         return
     raise ForeignStoreError(
         f"catalog {catalog.name} belongs to store {stored.store_id}, but {root} is {store_id or 'no store'}; "

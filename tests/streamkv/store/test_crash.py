@@ -1,0 +1,226 @@
+"""A process may stop at any step of writing and committing: what it acknowledged is there once, nothing half.
+
+`Disk` stops the process by an exception that no handler of ours catches, before or after each step. With
+`power_cut` it also takes back what no fsync had brought to disk: bytes of files, and names in folders.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import torch
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+from store_samples import IDENTITY, assert_same_segment, filled, make_kv, store_segment
+
+from streamkv.store import SegmentStore, StreamSnapshot, durable, write_segment
+
+HERE = Path(__file__).resolve().parent
+STEPS = [
+    f"{when} {step}"
+    for step in ("write", "sync_file", "rename", "sync_folder", "insert")
+    for when in ("before", "during")
+]
+"""`during`: the step is done, but the caller does not learn of it; of a write, half is done."""
+
+
+class Stopped(BaseException):
+    """The process is no more."""
+
+
+class Disk:
+    """Stops at one step, and knows what is really on disk."""
+
+    def __init__(self, stop_at: str) -> None:
+        self.stop_at = stop_at
+        self.unsynced_files: set[Path] = set()
+        self.unsynced_names: list[tuple[Path, Path]] = []
+        self.steps: list[str] = []
+        self._real_write, self._real_sync = durable.write_temp, durable.sync_file
+        self._real_rename, self._real_sync_folder = durable.rename, durable.sync_folder
+
+    @contextmanager
+    def in_place(self, patch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Every step of the store goes through this disk."""
+        hooks = {"before_commit": self.before_insert, "after_commit": self.during_insert}
+        for name, hook in hooks.items():
+            event.listen(Session, name, hook)
+        try:
+            with patch.context() as steps:
+                for name in ("write_temp", "sync_file", "rename", "sync_folder"):
+                    steps.setattr(durable, name, getattr(self, name))
+                yield
+        finally:
+            for name, hook in hooks.items():
+                event.remove(Session, name, hook)
+
+    def step(self, name: str) -> None:
+        self.steps.append(name)
+        if name == self.stop_at:
+            raise Stopped(name)
+
+    def write_temp(self, temp: Path, write: Callable[[BinaryIO], object]) -> None:
+        self.step("before write")
+        self.unsynced_files.add(temp)
+
+        def half(file: BinaryIO) -> None:
+            write(file)
+            if self.stop_at == "during write":
+                file.truncate(file.tell() // 2)
+            self.step("during write")
+
+        self._real_write(temp, half)
+
+    def sync_file(self, file: BinaryIO) -> None:
+        self.step("before sync_file")
+        self._real_sync(file)
+        self.unsynced_files.discard(Path(file.name))
+        self.step("during sync_file")
+
+    def rename(self, temp: Path, final: Path) -> None:
+        self.step("before rename")
+        self._real_rename(temp, final)
+        self.unsynced_names.append((temp, final))
+        self.step("during rename")
+
+    def sync_folder(self, folder: Path) -> None:
+        if not self.unsynced_names:  # a new folder's own name
+            self._real_sync_folder(folder)
+            return
+        self.step("before sync_folder")
+        self._real_sync_folder(folder)
+        self.unsynced_names.clear()
+        self.step("during sync_folder")
+
+    def before_insert(self, session: Session) -> None:
+        self.step("before insert")
+
+    def during_insert(self, session: Session) -> None:
+        self.step("during insert")
+
+    def cut_power(self) -> None:
+        for temp, final in reversed(self.unsynced_names):
+            os.replace(final, temp)
+        for path in self.unsynced_files:
+            if path.exists():
+                os.truncate(path, path.stat().st_size // 3)
+
+
+@pytest.mark.parametrize("power_cut", [False, True])
+@pytest.mark.parametrize("stop_at", STEPS)
+def test_stop_at_any_step_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str, power_cut: bool
+) -> None:
+    root = tmp_path / "root"
+    with SegmentStore.open(root, identity=IDENTITY) as store:
+        store.add_stream("cam", "file:x")
+        epoch = filled(store, 2)  # acknowledged
+        disk = Disk(stop_at)
+        with disk.in_place(monkeypatch), pytest.raises(Stopped):
+            store.commit(write_segment(root, IDENTITY, "cam", epoch, make_kv(2)))
+        if power_cut:
+            disk.cut_power()
+    assert disk.steps == STEPS[: STEPS.index(stop_at) + 1]
+    third_is_there = stop_at == "during insert"
+
+    with SegmentStore.open(root, identity=IDENTITY) as store:
+        assert store.stream("cam").num_segments == 2 + third_is_there
+        check_segments(store.reader("cam").snapshot, 2 + third_is_there)
+        assert {problem.kind for problem in store.verify()} <= {"extra"}  # nothing that a row names is amiss
+        epoch = store.begin_writing("cam")
+        assert store.verify() == []
+        place = write_segment(root, IDENTITY, "cam", epoch, make_kv(2))
+        assert store.commit(place) is not third_is_there
+        store_segment(store, "cam", epoch, make_kv(3))
+        check_segments(store.reader("cam").snapshot, 4)
+        store.begin_writing("cam")
+        assert store.verify() == []
+
+
+def check_segments(snapshot: StreamSnapshot, count: int) -> None:
+    """Segments 0 to count - 1, each once, each to the last bit."""
+    assert [segment.segment_no for segment in snapshot.segments] == list(range(count))
+    for no in range(count):
+        assert_same_segment(snapshot._file(no).segment_kv(), make_kv(no))
+    assert sorted(snapshot.search(0, torch.ones(10), 99).tolist()) == list(range(count))
+
+
+# ---------------------------------------------------------------- real processes
+
+WRITER = """
+import sys
+from pathlib import Path
+from store_samples import IDENTITY, make_kv
+from streamkv.store import SegmentStore, write_segment
+
+root, limit = Path(sys.argv[1]), int(sys.argv[2])
+with SegmentStore.open(root, identity=IDENTITY) as store:
+    epoch = store.begin_writing("cam")
+    no = store.stream("cam").next_segment_no
+    while no < limit:
+        store.commit(write_segment(root, IDENTITY, "cam", epoch, make_kv(no)))
+        print(no, flush=True)  # the acknowledgement
+        no += 1
+"""
+
+
+def start_writer(root: Path, limit: int) -> subprocess.Popen[str]:
+    paths = [str(HERE), str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WRITER, str(root), str(limit)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_killed_writer_loses_and_doubles_nothing(store: SegmentStore) -> None:
+    """kill -9 at a random moment, three times over the same stream."""
+    luck = random.Random(20)
+    acknowledged: list[int] = []
+    for _ in range(3):
+        with start_writer(store.root, 10**6) as writer:
+            assert writer.stdout is not None
+            acknowledged += [int(writer.stdout.readline()) for _ in range(luck.randint(1, 20))]
+            time.sleep(luck.uniform(0, 0.02))
+            writer.send_signal(signal.SIGKILL)
+            acknowledged += [int(line) for line in writer.stdout.read().splitlines() if line.strip()]
+        count = store.stream("cam").next_segment_no
+        assert acknowledged == sorted(set(acknowledged))
+        assert count - 1 <= len(acknowledged) + 3  # at most one commit a round was not acknowledged
+        assert set(acknowledged) <= set(range(count))
+        check_segments(store.reader("cam").snapshot, count)
+    store.begin_writing("cam")
+    assert store.verify() == []
+
+
+def test_two_readers_follow_a_writing_process(store: SegmentStore) -> None:
+    """Each in a store of its own; every snapshot is a whole prefix of the stream, to the last bit."""
+    total = 40
+
+    def follow(seen: list[int]) -> None:
+        with SegmentStore.open(store.root, read_only=True) as mine:
+            reader = mine.reader("cam")
+            while not seen or seen[-1] < total:
+                snapshot = reader.refresh()
+                check_segments(snapshot, len(snapshot.segments))
+                seen.append(len(snapshot.segments))
+                time.sleep(0.02)  # the writer needs the processor too
+
+    counts: list[list[int]] = [[], []]
+    readers = [threading.Thread(target=follow, args=(seen,), daemon=True) for seen in counts]
+    with start_writer(store.root, total) as writer:
+        for thread in readers:
+            thread.start()
+        assert writer.wait(timeout=120) == 0
+        for thread in readers:
+            thread.join(timeout=60)
+    assert [seen[-1] for seen in counts] == [total, total]

@@ -1,0 +1,508 @@
+"""Streams and segments: what counts, who may write, what is cleaned up, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_mock_engine
+from store_samples import GEOMETRY, IDENTITY, assert_same_segment, filled, make_kv, store_segment
+
+from streamkv.errors import (
+    CorruptSegmentError,
+    FencedError,
+    ForeignStoreError,
+    StoreError,
+    StreamExistsError,
+    StreamIdError,
+    UnknownStreamError,
+)
+from streamkv.store import Gap, SegmentFile, SegmentPlace, SegmentStore, catalog, write_segment
+
+
+def segment_files(store: SegmentStore) -> list[str]:
+    return sorted(path.relative_to(store.root).as_posix() for path in store.root.glob("streams/*/*"))
+
+
+# ---------------------------------------------------------------- streams
+
+
+def test_new_stream_is_registered_and_empty(store: SegmentStore) -> None:
+    info = store.stream("cam")
+    assert (info.stream_id, info.uri, info.config) == ("cam", "file:cam.mp4", {"sample_fps": 0.5})
+    assert (info.state, info.detail, info.epoch) == ("registered", "", 0)
+    assert (info.num_segments, info.next_segment_no, info.as_of_s, info.resume_s) == (0, 0, 0.0, 0.0)
+    assert (info.num_frames, info.kv_bytes, info.gaps) == (0, 0, ())
+    assert store.streams() == [info]
+
+
+def test_stream_counts_what_was_committed(store: SegmentStore) -> None:
+    filled(store, 3)
+    info = store.stream("cam")
+    assert (info.num_segments, info.next_segment_no) == (3, 3)
+    assert (info.num_frames, info.num_source_frames) == (12, 15)
+    assert (info.as_of_s, info.resume_s) == (12.0, 12.0)
+    assert info.kv_bytes == 3 * make_kv().kv_bytes
+    assert info.file_bytes == sum((store.root / path).stat().st_size for path in segment_files(store))
+
+
+def test_streams_do_not_mix(store: SegmentStore) -> None:
+    store.add_stream("gate", "file:gate.mp4")
+    filled(store, 2)
+    filled(store, 1, "gate")
+    assert [(info.stream_id, info.num_segments) for info in store.streams()] == [("cam", 2), ("gate", 1)]
+    store.remove_stream("cam")
+    assert [(info.stream_id, info.num_segments) for info in store.streams()] == [("gate", 1)]
+    assert store.verify() == []
+
+
+def test_second_stream_of_an_id_is_refused(store: SegmentStore) -> None:
+    with pytest.raises(StreamExistsError, match="'cam' exists already"):
+        store.add_stream("cam", "file:other.mp4")
+    assert store.stream("cam").uri == "file:cam.mp4"
+
+
+@pytest.mark.parametrize("stream_id", ["../x", "a/b", "", ".hidden", "a..b", "x" * 65])
+def test_unsafe_id_is_refused(store: SegmentStore, stream_id: str) -> None:
+    with pytest.raises(StreamIdError, match="allowed 1 to 64"):
+        store.add_stream(stream_id, "file:x")
+
+
+def test_unknown_stream_names_some_known_ones(store: SegmentStore) -> None:
+    for i in range(9):
+        store.add_stream(f"door-{i}", "file:x")
+    calls: list[Callable[[], object]] = [
+        lambda: store.stream("nope"),
+        lambda: store.reader("nope"),
+        lambda: store.begin_writing("nope"),
+        lambda: store.set_state("nope", "done"),
+        lambda: store.add_gap("nope", 0, 1, "x"),
+        lambda: store.remove_stream("nope"),
+        lambda: store.collect_orphans("nope"),
+    ]
+    for call in calls:
+        with pytest.raises(UnknownStreamError, match=r"'nope': unknown; known: cam, door-0.* door-6 \.\.\."):
+            call()
+
+
+def test_state_and_detail_are_kept(store: SegmentStore) -> None:
+    store.set_state("cam", "failed", "no video in it")
+    assert (store.stream("cam").state, store.stream("cam").detail) == ("failed", "no video in it")
+    store.set_state("cam", "ingesting")
+    assert (store.stream("cam").state, store.stream("cam").detail) == ("ingesting", "")
+    with pytest.raises(StoreError, match="got 'asleep', allowed registered, ingesting"):
+        store.set_state("cam", "asleep")  # type: ignore[arg-type]
+
+
+def test_gap_is_noted_once(store: SegmentStore) -> None:
+    store.add_gap("cam", 9.0, 12.5, "truncated")
+    store.add_gap("cam", 2.0, 3.0, "corrupt packets")
+    store.add_gap("cam", 9.0, 12.5, "truncated")
+    assert store.stream("cam").gaps == (Gap(2.0, 3.0, "corrupt packets"), Gap(9.0, 12.5, "truncated"))
+    with pytest.raises(StoreError, match=r"gap: got 3\.0 to 2\.0"):
+        store.add_gap("cam", 3.0, 2.0, "backwards")
+
+
+def test_removed_stream_leaves_neither_rows_nor_files(store: SegmentStore) -> None:
+    filled(store, 2)
+    store.add_gap("cam", 0, 1, "x")
+    store.remove_stream("cam")
+    assert store.streams() == []
+    assert segment_files(store) == []
+    assert not (store.root / "streams" / "cam").exists()
+    store.add_stream("cam", "file:again.mp4")
+    info = store.stream("cam")
+    assert (info.next_segment_no, info.num_segments, info.gaps) == (0, 0, ())
+
+
+def test_removal_cut_between_rows_and_files_is_finished_at_open(
+    store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(store, 2)
+    store.add_stream("gate", "file:x")
+    filled(store, 1, "gate")
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentStore, "_remove_files", lambda self, stream_id, epoch: [])
+        store.remove_stream("cam")
+    assert len(segment_files(store)) == 3
+    SegmentStore.open(store.root, read_only=True).close()
+    assert len(segment_files(store)) == 3
+    SegmentStore.open(store.root).close()
+    assert len(segment_files(store)) == 1
+    assert store.verify() == []
+
+
+def test_file_that_cannot_be_removed_is_said(store: SegmentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(store, 2)
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(StoreError, match="removed, but not 2 of its files, such as streams/cam/00000000"):
+            store.remove_stream("cam")
+    assert store.streams() == []
+    assert [problem.kind for problem in store.verify()] == ["extra", "extra"]
+
+
+def test_writer_of_a_removed_stream_commits_nothing_to_its_successor(store: SegmentStore) -> None:
+    old = store.begin_writing("cam")
+    store.remove_stream("cam")
+    late = write_segment(store.root, IDENTITY, "cam", old, make_kv(0))
+    with pytest.raises(UnknownStreamError):
+        store.commit(late)
+    store.add_stream("cam", "file:x")
+    with pytest.raises(FencedError):
+        store.commit(late)
+    assert store.begin_writing("cam") > old
+    with pytest.raises((FencedError, CorruptSegmentError)):
+        store.commit(late)
+    assert store.stream("cam").num_segments == 0
+    assert segment_files(store) == []
+
+
+# ---------------------------------------------------------------- commit
+
+
+def test_commit_counts_once(store: SegmentStore) -> None:
+    epoch = store.begin_writing("cam")
+    place = store_segment(store, "cam", epoch, make_kv(0))
+    before = store.stream("cam")
+    assert store.commit(place) is False
+    again = write_segment(store.root, IDENTITY, "cam", epoch, make_kv(0, seed=5))  # other bytes, same segment
+    assert store.commit(again) is False
+    assert store.stream("cam") == before
+    assert_same_segment(SegmentFile(store.root / place.path).segment_kv(), make_kv(0))
+
+
+def test_hole_is_refused(store: SegmentStore) -> None:
+    epoch = filled(store, 1)
+    place = write_segment(store.root, IDENTITY, "cam", epoch, make_kv(2))
+    with pytest.raises(StoreError, match="got segment 2, the next is 1"):
+        store.commit(place)
+    assert store.stream("cam").num_segments == 1
+
+
+def test_earlier_writer_is_fenced_off(store: SegmentStore) -> None:
+    first = store.begin_writing("cam")
+    store_segment(store, "cam", first, make_kv(0))
+    late = write_segment(store.root, IDENTITY, "cam", first, make_kv(1))
+    second = store.begin_writing("cam")
+    assert second > first
+    late = write_segment(store.root, IDENTITY, "cam", first, make_kv(1))  # it was stopped, and comes back
+    with pytest.raises(FencedError, match=f"epoch {first} may not commit, the writer is epoch {second}"):
+        store.commit(late)
+    store_segment(store, "cam", second, make_kv(1, seed=7))
+    with pytest.raises(FencedError):
+        store.commit(late)
+    assert store.stream("cam").num_segments == 2
+    assert_same_segment(store.reader("cam").snapshot._file(1).segment_kv(), make_kv(1, seed=7))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"path": "streams/cam/../../../x.arrow"}, StoreError),
+        ({"path": "/etc/passwd"}, StoreError),
+        ({"stream_id": "../cam"}, StreamIdError),
+        ({"checksum": "../../x"}, StoreError),
+        ({"file_bytes": 3}, CorruptSegmentError),
+    ],
+)
+def test_place_that_is_not_the_written_one_is_refused(
+    store: SegmentStore, change: dict[str, object], error: type[Exception]
+) -> None:
+    place = write_segment(store.root, IDENTITY, "cam", store.begin_writing("cam"), make_kv(0))
+    with pytest.raises(error):
+        store.commit(replace(place, **change))
+    assert store.stream("cam").num_segments == 0
+
+
+def test_commit_of_a_file_that_is_not_there_is_refused(store: SegmentStore) -> None:
+    place = write_segment(store.root, IDENTITY, "cam", store.begin_writing("cam"), make_kv(0))
+    (store.root / place.path).unlink()
+    with pytest.raises(CorruptSegmentError, match="missing"):
+        store.commit(place)
+    assert store.stream("cam").num_segments == 0
+
+
+def test_epochs_taken_at_once_all_differ(store: SegmentStore) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        epochs = list(pool.map(lambda _: store.begin_writing("cam"), range(24)))
+    assert len(set(epochs)) == 24
+    assert store.stream("cam").epoch == max(epochs)
+
+
+def test_two_writers_at_once_leave_one_whole_sequence(store: SegmentStore) -> None:
+    """Both take over in turn and commit what they can; each segment is there once, with its own bytes."""
+
+    def write(writer: int) -> dict[int, int]:
+        mine: dict[int, int] = {}
+        with SegmentStore.open(store.root, identity=IDENTITY) as own:
+            for _ in range(12):
+                epoch, no = own.begin_writing("cam"), own.stream("cam").next_segment_no
+                seed = 1000 * writer + no
+                try:
+                    place = write_segment(own.root, IDENTITY, "cam", epoch, make_kv(no, seed=seed))
+                    if own.commit(place):
+                        mine[no] = seed
+                except StoreError:  # taken over; the other may have cleaned up under its hands, too
+                    continue
+        return mine
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(write, (1, 2))
+    assert not set(first) & set(second)
+    acknowledged = first | second
+    assert sorted(acknowledged) == list(range(store.stream("cam").num_segments))
+    snapshot = store.reader("cam").snapshot
+    for no, seed in acknowledged.items():
+        assert_same_segment(snapshot._file(no).segment_kv(), make_kv(no, seed=seed))
+    store.begin_writing("cam")
+    assert store.verify() == []
+
+
+# ---------------------------------------------------------------- orphans
+
+
+def test_orphans_of_earlier_writers_go_when_a_new_one_begins(store: SegmentStore) -> None:
+    first = filled(store, 1)
+    orphan = write_segment(store.root, IDENTITY, "cam", first, make_kv(1))
+    temp = store.root / "streams/cam" / f".00000002.e{first:06d}.{'0' * 32}.tmp"
+    temp.write_bytes(b"half")
+    assert store.collect_orphans("cam") == []  # the writer of this epoch may yet commit them
+    assert {problem.path for problem in store.verify()} == {str(temp.relative_to(store.root)), orphan.path}
+    store.begin_writing("cam")
+    assert store.verify() == []
+    assert store.stream("cam").num_segments == 1
+    assert_same_segment(store.reader("cam").snapshot._file(0).segment_kv(), make_kv(0))
+
+
+def test_what_is_not_an_orphan_stays(store: SegmentStore) -> None:
+    epoch = filled(store, 2)
+    committed = segment_files(store)
+    folder = store.root / "streams" / "cam"
+    newer = write_segment(store.root, IDENTITY, "cam", epoch + 5, make_kv(2)).path
+    (folder / "notes.txt").write_text("mine")
+    (folder / f"00000009.e{epoch:06d}.arrow").write_text("not our kind of name")
+    store.begin_writing("cam")
+    kept = segment_files(store)
+    assert set(committed) | {newer} <= set(kept)
+    assert len(kept) == 5
+    assert {problem.kind for problem in store.verify()} == {"extra"}
+
+
+# ---------------------------------------------------------------- verify
+
+
+def test_verify_names_missing_altered_swapped_and_extra_files(store: SegmentStore) -> None:
+    epoch = store.begin_writing("cam")
+    places = [store_segment(store, "cam", epoch, make_kv(no)) for no in range(5)]
+    paths = [store.root / place.path for place in places]
+    assert store.verify() == []
+    paths[0].unlink()
+    data = bytearray(paths[1].read_bytes())
+    data[len(data) // 2] ^= 4
+    paths[1].write_bytes(data)
+    paths[2].write_bytes(paths[2].read_bytes()[:-9])
+    paths[3].write_bytes(paths[4].read_bytes())
+    (store.root / "streams" / "stray").write_text("")
+    found = [(problem.kind, problem.path) for problem in store.verify()]
+    assert found == [
+        ("missing", places[0].path),
+        ("corrupt", places[1].path),
+        ("corrupt", places[2].path),
+        ("corrupt", places[3].path),
+        ("extra", "streams/stray"),
+    ]
+    assert "segment 4 of stream 'cam'" in str(store.verify()[3])
+    with pytest.raises(CorruptSegmentError, match=paths[0].name):
+        store.reader("cam")
+
+
+# ---------------------------------------------------------------- opening
+
+
+def test_reopened_store_is_the_same(store: SegmentStore) -> None:
+    filled(store, 2)
+    store.set_state("cam", "done")
+    with SegmentStore.open(store.root, identity=IDENTITY) as again:
+        assert again.streams() == store.streams()
+        assert again.identity == IDENTITY
+        assert_same_segment(again.reader("cam").snapshot._file(1).segment_kv(), make_kv(1))
+    with SegmentStore.open(store.root) as whichever:
+        assert whichever.identity == IDENTITY
+
+
+@pytest.mark.parametrize(
+    ("identity", "named"),
+    [
+        (replace(IDENTITY, fingerprint="town-2"), "fingerprint: 'town-1' against 'town-2'"),
+        (replace(IDENTITY, dtype="bfloat16"), "dtype: 'float32' against 'bfloat16'"),
+        (replace(IDENTITY, geometry=replace(GEOMETRY, head_dim=6)), "geometry: .*5.* against .*6"),
+    ],
+)
+def test_store_of_another_model_is_refused(store: SegmentStore, identity: object, named: str) -> None:
+    with pytest.raises(ForeignStoreError, match=named):
+        SegmentStore.open(store.root, identity=identity)  # type: ignore[arg-type]
+    assert store.stream("cam")
+
+
+def test_store_of_another_format_is_refused(store: SegmentStore) -> None:
+    with sqlite3.connect(store.root / "catalog.sqlite") as database:
+        database.execute("UPDATE store SET format_version = 7")
+    database.close()
+    with pytest.raises(ForeignStoreError, match="format version 7, this program writes 1"):
+        SegmentStore.open(store.root, identity=IDENTITY)
+
+
+def test_segment_file_of_another_model_is_refused(store: SegmentStore) -> None:
+    epoch = store.begin_writing("cam")
+    place = store_segment(store, "cam", epoch, make_kv(0))
+    other = replace(IDENTITY, fingerprint="town-2")
+    foreign = write_segment(store.root / "other", other, "cam", epoch, make_kv(0))
+    shutil.copy(store.root / "other" / foreign.path, store.root / place.path)
+    with pytest.raises(ForeignStoreError, match="fingerprint: 'town-2' against 'town-1'"):
+        store.reader("cam")
+
+
+def test_nothing_is_made_without_an_identity(tmp_path: Path) -> None:
+    for kwargs in ({}, {"identity": IDENTITY, "read_only": True}):
+        with pytest.raises(StoreError, match="no store in"):
+            SegmentStore.open(tmp_path / "root", **kwargs)
+    assert not (tmp_path / "root").exists()
+
+
+def test_read_only_store_reads_and_writes_nothing(store: SegmentStore) -> None:
+    epoch = filled(store, 2)
+    with SegmentStore.open(store.root, read_only=True) as readonly:
+        assert readonly.streams() == store.streams()
+        reader = readonly.reader("cam")
+        place = store_segment(store, "cam", epoch, make_kv(2))
+        assert len(reader.refresh().segments) == 3
+        writes: list[Callable[[], object]] = [
+            lambda: readonly.add_stream("x", "y"),
+            lambda: readonly.remove_stream("cam"),
+            lambda: readonly.set_state("cam", "done"),
+            lambda: readonly.add_gap("cam", 0, 1, "x"),
+            lambda: readonly.begin_writing("cam"),
+            lambda: readonly.commit(place),
+            lambda: readonly.collect_orphans("cam"),
+        ]
+        for write in writes:
+            with pytest.raises(StoreError, match="reading only"):
+                write()
+
+
+def test_store_on_a_read_only_disk_can_be_read(store: SegmentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no room for SQLite's shared memory. `os.access` stands in for it, as root writes anywhere."""
+    filled(store, 2)
+    store.close()
+    assert not (store.root / "catalog.sqlite-wal").exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    before = sorted(store.root.rglob("*"))
+    with SegmentStore.open(store.root, read_only=True) as readonly:
+        assert len(readonly.reader("cam").snapshot.segments) == 2
+        assert sorted(store.root.rglob("*")) == before
+
+
+def test_lost_catalog_is_said_and_no_file_is_touched(store: SegmentStore) -> None:
+    filled(store, 2)
+    store.close()
+    for path in store.root.glob("catalog.sqlite*"):
+        path.unlink()
+    before = segment_files(store)
+    with pytest.raises(StoreError, match=r"holds segment files, but catalog .* is new: restore"):
+        SegmentStore.open(store.root, identity=IDENTITY)
+    assert segment_files(store) == before
+
+
+def test_catalog_of_another_root_is_refused(store: SegmentStore, tmp_path: Path) -> None:
+    """Or every file of this root would be an orphan."""
+    with SegmentStore.open(tmp_path / "other", identity=IDENTITY) as other:
+        other.add_stream("cam", "file:x")
+        url = f"sqlite:///{other.root}/catalog.sqlite"
+    filled(store, 2)
+    before = segment_files(store)
+    with pytest.raises(ForeignStoreError, match="belongs to store"):
+        SegmentStore.open(store.root, catalog_url=url, identity=IDENTITY)
+    with pytest.raises(ForeignStoreError, match="is no store"):
+        SegmentStore.open(tmp_path / "nowhere", catalog_url=url, identity=IDENTITY)
+    assert segment_files(store) == before
+
+
+def test_catalog_can_be_elsewhere(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/elsewhere.db"
+    with SegmentStore.open(tmp_path / "root", catalog_url=url, identity=IDENTITY) as store:
+        store.add_stream("cam", "file:x")
+        filled(store, 2)
+    with SegmentStore.open(tmp_path / "root", catalog_url=url) as again:
+        assert again.stream("cam").num_segments == 2
+    assert not (tmp_path / "root" / "catalog.sqlite").exists()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "nonsense://x", "sqlite://", "sqlite:///:memory:"])
+def test_unusable_catalog_url_is_said(tmp_path: Path, url: str) -> None:
+    with pytest.raises(StoreError, match=r"store\.catalog_url"):
+        SegmentStore.open(tmp_path / "root", catalog_url=url, identity=IDENTITY)
+
+
+def test_damaged_catalog_is_said(store: SegmentStore) -> None:
+    store.close()
+    (store.root / "catalog.sqlite").write_bytes(b"this is no database, it is a letter to the future" * 99)
+    with pytest.raises(StoreError, match=r"catalog sqlite:.*not a database"):
+        SegmentStore.open(store.root, identity=IDENTITY)
+
+
+def test_damaged_marker_is_said(store: SegmentStore) -> None:
+    (store.root / "store.json").write_text("{")
+    with pytest.raises(StoreError, match=r"store\.json: not a store's marker"):
+        SegmentStore.open(store.root, identity=IDENTITY)
+
+
+def test_root_that_is_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "root").write_text("")
+    with pytest.raises(StoreError, match=r"store\.root"):
+        SegmentStore.open(tmp_path / "root", identity=IDENTITY)
+
+
+def test_root_with_odd_characters_works(tmp_path: Path) -> None:
+    root = tmp_path / "a b?c#d%20é"
+    with SegmentStore.open(root, identity=IDENTITY) as store:
+        store.add_stream("cam", "file:x")
+        filled(store, 1)
+        assert store.verify() == []
+    assert sorted(path.name for path in root.iterdir()) == ["catalog.sqlite", "store.json", "streams"]
+
+
+def test_store_made_by_many_at_once_is_one(tmp_path: Path) -> None:
+    def make(i: int) -> str:
+        with SegmentStore.open(tmp_path / "root", identity=IDENTITY) as store:
+            store.add_stream(f"cam-{i}", "file:x")
+        return str(json.loads((tmp_path / "root" / "store.json").read_text())["store_id"])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(make, range(8)))) == 1
+    with SegmentStore.open(tmp_path / "root") as store:
+        assert len(store.streams()) == 8
+
+
+def test_tables_can_be_made_on_postgresql() -> None:
+    statements: list[str] = []
+    engine = create_mock_engine("postgresql://", lambda sql, *_: statements.append(str(sql.compile(engine))))
+    catalog._Base.metadata.create_all(engine, checkfirst=False)
+    assert len([text for text in statements if "CREATE TABLE" in text]) == 5
+
+
+def test_segment_row_has_every_field_of_a_place() -> None:
+    columns = catalog._Segment.__table__.columns.keys()
+    assert columns == [f.name for f in dataclasses.fields(SegmentPlace)]
