@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,9 @@ import pytest
 # Set before anything imports torch or ray: two cores are shared by every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+sys.path.insert(
+    0, str(Path(__file__).parent / "streamkv")
+)  # tiny.py: the tiny model, for the actors' tests too
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,16 @@
-"""A tiny random LLaVA-OneVision in a folder in Hugging Face format; every axis has its own size, so a swap fails."""
+"""A tiny random LLaVA-OneVision in Hugging Face format, and its data. Each axis has its own size: a swap fails."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -17,10 +19,15 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from streamkv.types import Geometry, LayerBlocks, Segment, SegmentKV
+
 NUM_LAYERS, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 3, 6, 2, 8  # hidden 48
 IMAGE_SIZE, PATCH_SIZE = 30, 6  # 5 x 5 patches, pooled to 3 x 3: 9 tokens a frame
 FRAME_TOKENS = 9
-WORDS = "what is the colour of red blue green bus dog where when did it leave how many a one two now before".split()
+WORDS = [
+    *("what", "is", "the", "colour", "of", "red", "blue", "green", "bus", "dog", "where", "when", "did"),
+    *("it", "leave", "how", "many", "a", "one", "two", "now", "before"),
+]
 SPECIAL = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} "
@@ -30,8 +37,15 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_checkpoint(folder: Path, *, seed: int = 0, num_layers: int = NUM_LAYERS, **text: Any) -> Path:
-    """Writes config, weights, tokenizer and preprocessor settings; returns the folder."""
+def write_tiny_checkpoint(
+    folder: Path,
+    *,
+    seed: int = 0,
+    num_layers: int = NUM_LAYERS,
+    dtype: torch.dtype = torch.float32,
+    **text: Any,
+) -> Path:
+    """Writes config, weights, tokenizer and preprocessor settings; returns the folder. `text`: decoder settings."""
     tokenizer = _tokenizer()
     config = _config(tokenizer, num_layers, text)
     torch.manual_seed(seed)
@@ -42,7 +56,7 @@ def write_tiny_checkpoint(folder: Path, *, seed: int = 0, num_layers: int = NUM_
             weight.add_(torch.randn_like(weight) * scale)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessor()))
     return folder
@@ -53,6 +67,41 @@ def random_frames(
 ) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def segment_of(features_nND: Tensor, *, segment_no: int = 0, start_s: float = 0.0) -> Segment:
+    """A closed segment of frames that each last 2 seconds."""
+    n = len(features_nND)
+    spans = tuple((start_s + 2.0 * i, start_s + 2.0 * (i + 1)) for i in range(n))
+    return Segment(segment_no, features_nND, spans, (1.0,) * n, n, spans[-1][1])
+
+
+def random_segment_kv(
+    geometry: Geometry,
+    segment_no: int,
+    *,
+    num_frames: int = 4,
+    kept: Sequence[int] | None = None,
+    seed: int = 0,
+) -> SegmentKV:
+    """Random blocks; `kept` counts those of each layer (default: all frames), the last one stands for a summary."""
+    generator = torch.Generator().manual_seed(1000 * seed + segment_no)
+    shape = (geometry.frame_tokens, geometry.num_kv_heads, geometry.head_dim)
+    start_s, layers = 8.0 * segment_no, []
+    for count in kept or [num_frames] * geometry.num_layers:
+        keys, values = torch.randn(2, count, *shape, generator=generator)
+        spans = tuple((start_s + 2.0 * i, start_s + 2.0 * i + 2) for i in range(count))
+        layers.append(LayerBlocks(keys, values, tuple(range(count)), spans))
+    return SegmentKV(
+        segment_no=segment_no,
+        start_s=start_s,
+        end_s=start_s + 8.0,
+        num_frames=num_frames,
+        num_source_frames=num_frames,
+        resume_s=start_s + 8.0,
+        layers=tuple(layers),
+        summary_vectors=torch.stack([b.mean_keys()[-1] for b in layers]),
+    )
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

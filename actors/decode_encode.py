@@ -1,0 +1,298 @@
+"""Decoding and encoding of many streams: a thread each decodes, one loop encodes frames of all in one batch.
+
+What leaves is one message a closed segment. Everything is bounded: a stream with `in_flight` segments that
+are not yet durable gives no more frames to the tower, so its queue fills, so its decoding waits, so its
+source waits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from actors.failures import describe
+from actors.feed import Feed, OpenSource
+from actors.messages import FeedState, FeedStatus, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
+from actors.timing import StageClock
+from streamkv.config import SourceConfig
+from streamkv.types import Frame, Segment
+from streamkv.video import VideoInfo, probe
+
+LINGER_S = 0.05
+"""How long a batch that is not full waits for more frames; small beside the seconds that a segment takes."""
+IDLE_S = 0.5
+
+
+class FrameEncoder(Protocol):
+    def encode_frames(self, frames: Sequence[np.ndarray]) -> Tensor: ...
+
+
+class SegmentMaker(Protocol):
+    """`streamkv.segmentation.Segmenter`, or what behaves like it."""
+
+    def push(self, features_ND: Tensor, start_s: float, end_s: float) -> Segment | None: ...
+
+    def flush(self) -> Segment | None: ...
+
+
+@dataclass(frozen=True)
+class DecodeParts:
+    """What runs inside; loaded by `start`, because a constructor that loads a model cannot be watched."""
+
+    encoder: FrameEncoder
+    make_segmenter: Callable[[int], SegmentMaker]  # from the number of its first segment
+    open_source: OpenSource
+
+
+@dataclass
+class _Session:
+    """One stream's way through this actor. Only the loop touches it, but for `feed`'s own thread."""
+
+    spec: StreamSpec
+    feed: Feed
+    sink: SegmentSink
+    segmenter: SegmentMaker | None = None  # made at the first frame
+    state: FeedState = "running"
+    detail: str = ""
+    position_s: float = 0.0
+    frames: int = 0
+    in_flight: int = 0  # segments and gaps sent and not yet durable
+    closed: deque[Segment] = field(default_factory=deque)  # segments that wait to be sent
+    flushed: bool = False
+
+    @property
+    def takes_frames(self) -> bool:
+        return self.state == "running" and not self.closed
+
+
+class DecodeEncode:
+    """See the module. Life: constructor, `start`, `check_health`, `shutdown`."""
+
+    def __init__(self, load: Callable[[], DecodeParts], source: SourceConfig, *, in_flight: int) -> None:
+        self.incarnation = uuid.uuid4().hex
+        self.clock = StageClock()
+        self._load = load
+        self._source = source
+        self._in_flight = in_flight
+        self._parts: DecodeParts | None = None
+        self._failure = ""
+        self._sessions: dict[str, _Session] = {}
+        self._turn = 0  # which stream is asked first for the next batch
+        self._acks: SimpleQueue[tuple[_Session, Future[bool] | Future[None]]] = SimpleQueue()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()  # guards the dict of sessions, not what is in them
+        self._thread = threading.Thread(target=self._run, name="encode", daemon=True)
+
+    # ---- called by the supervisor
+
+    def start(self) -> None:
+        """Loads the model and begins to work; once more changes nothing."""
+        if self._parts is None:
+            self._parts = self._load()
+            self._thread.start()
+
+    def check_health(self) -> None:
+        if self._failure:
+            raise RuntimeError(self._failure)
+
+    def shutdown(self) -> None:
+        """Stops every stream; what is in flight may still be committed."""
+        self._stopping.set()
+        self._wake.set()
+        for session in self._now():
+            session.feed.stop()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    def probe(self, uri: str) -> VideoInfo:
+        """What the source is, as this process sees it; SourceError when it is no video."""
+        return probe(uri)
+
+    def add_stream(self, spec: StreamSpec, sink: SegmentSink) -> None:
+        """Starts a session; an earlier one of the same stream ends."""
+        assert self._parts is not None, "start() comes first"
+        feed = Feed(
+            spec,
+            self._parts.open_source,
+            queue_frames=self._source.queue_frames,
+            on_change=self._wake.set,
+            clock=self.clock,
+        )
+        session = _Session(spec, feed, sink, position_s=spec.start_s)
+        self.remove_stream(spec.stream_id)
+        with self._lock:
+            self._sessions[spec.stream_id] = session
+        feed.start()
+
+    def remove_stream(self, stream_id: str) -> None:
+        """Ends a stream's session, if there is one; it sends nothing from then on."""
+        with self._lock:
+            session = self._sessions.pop(stream_id, None)
+        if session is not None:
+            session.state = "lost"
+            session.feed.stop()
+
+    def status(self) -> WorkerStatus:
+        return WorkerStatus(
+            incarnation=self.incarnation,
+            started=self._parts is not None,
+            totals=self.clock.totals(),
+            feeds={s.spec.stream_id: _status(s) for s in self._now()},
+            failure=self._failure,
+        )
+
+    # ---- the loop
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._wake.clear()  # first, so that what happens meanwhile is not slept through
+                self._settle()
+                batch = self._next_batch()
+                if batch:
+                    self._encode(batch)
+                for session in self._now():
+                    self._send(session)
+                if not batch:
+                    self._wake.wait(IDLE_S)
+        except Exception as exc:
+            self._failure = f"the encoding loop ended: {describe(exc)}"
+            raise
+
+    def _now(self) -> list[_Session]:
+        with self._lock:
+            return list(self._sessions.values())
+
+    def _next_batch(self) -> list[tuple[_Session, Frame]]:
+        """Frames of all streams in turn, up to a full batch; waits a little for one that is not full."""
+        batch: list[tuple[_Session, Frame]] = []
+        deadline = 0.0
+        while True:
+            self._take_in_turn(batch)
+            if not batch or len(batch) >= self._source.batch_frames:
+                return batch
+            deadline = deadline or time.monotonic() + LINGER_S
+            rest = deadline - time.monotonic()
+            if rest <= 0 or not any(s.takes_frames and not s.feed.is_exhausted for s in self._now()):
+                return batch
+            self._wake.wait(rest)
+            self._wake.clear()
+
+    def _take_in_turn(self, batch: list[tuple[_Session, Frame]]) -> None:
+        sessions = [s for s in self._now() if s.takes_frames]
+        if not sessions:
+            return
+        self._turn += 1
+        first = self._turn % len(sessions)
+        waiting = deque(sessions[first:] + sessions[:first])
+        while waiting and len(batch) < self._source.batch_frames:
+            session = waiting.popleft()
+            frame = session.feed.take()
+            if frame is not None:
+                batch.append((session, frame))
+                waiting.append(session)
+
+    def _encode(self, batch: list[tuple[_Session, Frame]]) -> None:
+        assert self._parts is not None
+        try:
+            with self.clock.time("encode"):
+                features = self._parts.encoder.encode_frames([frame.rgb for _, frame in batch])
+        except Exception as exc:
+            if len(batch) == 1:
+                session = batch[0][0]
+                self._end(session, "failed", f"a frame cannot be encoded: {describe(exc)}")
+                return
+            for one in batch:  # so that one stream's bad frame fails that stream alone
+                self._encode([one])
+            return
+        self.clock.count("frames", len(batch))
+        self.clock.count("batches")
+        with self.clock.time("segment"):
+            for (session, frame), features_ND in zip(batch, features, strict=True):
+                self._advance(session, frame, features_ND)
+
+    def _advance(self, session: _Session, frame: Frame, features_ND: Tensor) -> None:
+        assert self._parts is not None
+        if session.segmenter is None:
+            first_no, is_before = session.spec.next_segment_no, frame.start_s < session.spec.start_s
+            if is_before:  # the frame before a resume: the next one is compared with it, and it is not kept
+                session.segmenter = self._parts.make_segmenter(first_no - 1)
+                session.segmenter.push(features_ND, frame.start_s, frame.end_s)
+                session.segmenter.flush()
+                return
+            session.segmenter = self._parts.make_segmenter(first_no)
+        session.frames += 1
+        session.position_s = frame.end_s
+        closed = session.segmenter.push(features_ND, frame.start_s, frame.end_s)
+        if closed is not None:
+            session.closed.append(closed)
+
+    def _send(self, session: _Session) -> None:
+        """Ships what is closed while there is room, tells gaps, and notices the end."""
+        if session.state != "running":
+            return
+        is_exhausted = session.feed.is_exhausted  # before gaps are taken: none comes after it
+        for gap in session.feed.take_gaps():
+            self._track(session, session.sink.add_gap(session.spec.stream_id, gap))
+            self.clock.count("gaps")
+        if is_exhausted and not session.flushed and not session.closed:
+            session.flushed = True
+            last = session.segmenter.flush() if session.segmenter is not None else None
+            if last is not None:
+                session.closed.append(last)
+        while session.closed and session.in_flight < self._in_flight:
+            message = SegmentMessage.of(session.spec, session.closed.popleft())
+            with self.clock.time("ship"):
+                self._track(session, session.sink.ship(message))
+            self.clock.count("segments")
+            self.clock.count("shipped_bytes", message.features.nbytes)
+        if session.flushed and not session.closed and session.in_flight == 0:
+            self._end(session, "failed" if session.feed.error else "done", session.feed.error)
+
+    def _track(self, session: _Session, future: Future[bool] | Future[None]) -> None:
+        session.in_flight += 1
+
+        def settled(done: Future[bool] | Future[None]) -> None:  # in another thread
+            self._acks.put((session, done))
+            self._wake.set()
+
+        future.add_done_callback(settled)
+
+    def _settle(self) -> None:
+        while True:
+            try:
+                session, future = self._acks.get_nowait()
+            except Empty:
+                return
+            session.in_flight -= 1
+            failure = future.exception()
+            if failure is not None and session.state == "running":
+                self._end(session, "lost", describe(failure))
+
+    def _end(self, session: _Session, state: FeedState, detail: str) -> None:
+        session.feed.stop()
+        session.closed.clear()
+        session.state, session.detail = state, detail
+
+
+def _status(session: _Session) -> FeedStatus:
+    return FeedStatus(
+        epoch=session.spec.epoch,
+        state=session.state,
+        detail=session.detail,
+        position_s=session.position_s,
+        frames=session.frames,
+        queued=session.feed.num_queued,
+        in_flight=session.in_flight,
+    )

@@ -1,0 +1,205 @@
+"""Typed handles of Ray actors, so that callers call methods and see our own errors.
+
+Every call waits for at most a named time. An actor that died or does not answer is a `WorkerLostError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from actors.failures import WorkerLostError
+from actors.messages import SegmentMessage, StreamSpec, WorkerStatus
+from actors.views import GapView
+from streamkv.store import ModelIdentity, SegmentPlace, StreamInfo, StreamState
+from streamkv.video import VideoInfo
+
+CONTROL_S = 5.0
+"""Status and the like: answered by threads of their own, whatever the work."""
+CALL_S = 60.0
+START_S = 900.0
+"""Loading a large model from a network file system."""
+PROBE_S = 45.0
+STORE_RETRIES = 5
+"""Calls of the store that may be repeated are, while it is being restarted."""
+
+CONTROL = "control"
+
+
+def plain_error(exc: BaseException) -> BaseException:
+    """What was raised in the other process, or that the process is lost."""
+    if isinstance(exc, RayTaskError):
+        return exc.cause if isinstance(exc.cause, BaseException) else WorkerLostError(str(exc))
+    if isinstance(exc, GetTimeoutError):
+        return WorkerLostError("no answer in time")
+    if isinstance(exc, RayActorError):
+        return WorkerLostError("the actor died or is being restarted")
+    return WorkerLostError(str(exc))
+
+
+def wait_for(ref: Any, timeout_s: float) -> Any:
+    """The call's result, or its own error."""
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except RayError as exc:
+        raise plain_error(exc) from None
+
+
+def as_future(ref: Any) -> Future[Any]:
+    """The call's outcome, with its own error, for a callback."""
+    outcome: Future[Any] = Future()
+
+    def settle(done: Future[Any]) -> None:
+        exc = done.exception()
+        if exc is None:
+            outcome.set_result(done.result())
+        else:
+            outcome.set_exception(plain_error(exc))
+
+    ref.future().add_done_callback(settle)
+    return outcome
+
+
+class DecodeHandle:
+    """A `DecodeEncode` elsewhere."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def start(self) -> None:
+        wait_for(self.actor.start.remote(), START_S)
+
+    def status(self) -> WorkerStatus:
+        status: WorkerStatus = wait_for(_control(self.actor.status).remote(), CONTROL_S)
+        return status
+
+    def probe(self, uri: str) -> VideoInfo:
+        info: VideoInfo = wait_for(_control(self.actor.probe).remote(uri), PROBE_S)
+        return info
+
+    def add_stream(self, spec: StreamSpec, sink: RaySink) -> None:
+        wait_for(self.actor.add_stream.remote(spec, sink), CALL_S)
+
+    def remove_stream(self, stream_id: str) -> None:
+        wait_for(_control(self.actor.remove_stream).remote(stream_id), CALL_S)
+
+    def shutdown(self) -> None:
+        wait_for(_control(self.actor.shutdown).remote(), CALL_S)
+
+    def kill(self) -> None:
+        """Ends the process; Ray starts another in its place."""
+        ray.kill(self.actor, no_restart=False)
+
+
+class PrefillHandle:
+    """A `Prefill` elsewhere."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def start(self) -> ModelIdentity:
+        identity: ModelIdentity = wait_for(self.actor.start.remote(), START_S)
+        return identity
+
+    def set_commit(self, commit: CommitThroughStore) -> None:
+        wait_for(self.actor.set_commit.remote(commit), CALL_S)
+
+    def status(self) -> WorkerStatus:
+        status: WorkerStatus = wait_for(_control(self.actor.status).remote(), CONTROL_S)
+        return status
+
+    def open_stream(self, stream_id: str, epoch: int, next_segment_no: int) -> None:
+        wait_for(self.actor.open_stream.remote(stream_id, epoch, next_segment_no), CALL_S)
+
+    def close_stream(self, stream_id: str) -> None:
+        """Returns when what was shipped before is done with."""
+        wait_for(self.actor.close_stream.remote(stream_id), CALL_S)
+
+    def shutdown(self) -> None:
+        wait_for(_control(self.actor.shutdown).remote(), CALL_S)
+
+    def kill(self) -> None:
+        """Ends the process; Ray starts another in its place."""
+        ray.kill(self.actor, no_restart=False)
+
+
+class StoreHandle:
+    """A `StoreActor` elsewhere."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def start(self) -> None:
+        self._again(self.actor.start)
+
+    def add_stream(self, stream_id: str, uri: str, config: Mapping[str, Any]) -> None:
+        # Never repeated by itself: a second one would find the first one's row, and call it another's.
+        wait_for(self.actor.add_stream.remote(stream_id, uri, dict(config)), CALL_S)
+
+    def remove_stream(self, stream_id: str) -> None:
+        wait_for(self.actor.remove_stream.remote(stream_id), CALL_S)
+
+    def streams(self) -> list[StreamInfo]:
+        infos: list[StreamInfo] = self._again(self.actor.streams)
+        return infos
+
+    def stream(self, stream_id: str) -> StreamInfo:
+        info: StreamInfo = self._again(self.actor.stream, stream_id)
+        return info
+
+    def set_state(self, stream_id: str, state: StreamState, detail: str) -> None:
+        self._again(self.actor.set_state, stream_id, state, detail)
+
+    def begin_writing(self, stream_id: str) -> int:
+        epoch: int = self._again(self.actor.begin_writing, stream_id)
+        return epoch
+
+    def commit(self, place: SegmentPlace) -> bool:
+        is_new: bool = self._again(self.actor.commit, place)
+        return is_new
+
+    def add_gap(self, stream_id: str, gap: GapView) -> Future[None]:
+        method = self.actor.add_gap.options(max_task_retries=STORE_RETRIES)
+        return as_future(method.remote(stream_id, gap.start_s, gap.end_s, gap.reason))
+
+    def totals(self) -> dict[str, float]:
+        totals: dict[str, float] = self._again(self.actor.totals)
+        return totals
+
+    def shutdown(self) -> None:
+        wait_for(self.actor.shutdown.remote(), CALL_S)
+
+    def _again(self, method: Any, *args: Any) -> Any:
+        return wait_for(method.options(max_task_retries=STORE_RETRIES).remote(*args), CALL_S)
+
+
+class RaySink:
+    """A stream's way out of `DecodeEncode`: one object a segment, put once, and one call with its ref."""
+
+    def __init__(self, prefill: PrefillHandle, store: StoreHandle) -> None:
+        self._prefill = prefill
+        self._store = store
+
+    def ship(self, message: SegmentMessage) -> Future[bool]:
+        return as_future(self._prefill.actor.ingest.remote(ray.put(message)))
+
+    def add_gap(self, stream_id: str, gap: GapView) -> Future[None]:
+        return self._store.add_gap(stream_id, gap)
+
+
+class CommitThroughStore:
+    """A segment's place to the store: the one call that `Prefill` makes for a segment."""
+
+    def __init__(self, store: StoreHandle) -> None:
+        self._store = store
+
+    def __call__(self, place: SegmentPlace) -> bool:
+        return self._store.commit(place)
+
+
+def _control(method: Any) -> Any:
+    return method.options(concurrency_group=CONTROL)

@@ -1,0 +1,114 @@
+"""What crosses a process, by receiver. Small and plain; only a segment's features are large."""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+from actors.views import GapView
+from streamkv.types import Segment
+
+# ---------------------------------------------------------------- to DecodeEncode
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """One session of a stream: from its last commit on, under one writer's epoch."""
+
+    stream_id: str
+    uri: str
+    epoch: int
+    start_s: float = 0.0
+    next_segment_no: int = 0
+
+
+class SegmentSink(Protocol):
+    """Where a stream's segments and gaps go; the futures end when they are durable."""
+
+    def ship(self, message: SegmentMessage) -> Future[bool]: ...
+
+    def add_gap(self, stream_id: str, gap: GapView) -> Future[None]: ...
+
+
+# ---------------------------------------------------------------- to Prefill
+
+
+@dataclass(frozen=True)
+class SegmentMessage:
+    """A closed segment. Its features are a NumPy array, which Ray shares and does not copy."""
+
+    stream_id: str
+    epoch: int
+    segment_no: int
+    features: np.ndarray  # (n, N, D); bfloat16 as its bits in int16
+    is_bfloat16: bool
+    spans_s: tuple[tuple[float, float], ...]
+    similarities: tuple[float, ...]
+    num_source_frames: int
+    resume_s: float
+
+    @classmethod
+    def of(cls, spec: StreamSpec, segment: Segment) -> SegmentMessage:
+        features = segment.features_nND.detach().cpu().contiguous()
+        is_bfloat16 = features.dtype == torch.bfloat16
+        return cls(
+            stream_id=spec.stream_id,
+            epoch=spec.epoch,
+            segment_no=segment.segment_no,
+            features=(features.view(torch.int16) if is_bfloat16 else features).numpy(),
+            is_bfloat16=is_bfloat16,
+            spans_s=segment.spans_s,
+            similarities=segment.similarities,
+            num_source_frames=segment.num_source_frames,
+            resume_s=segment.resume_s,
+        )
+
+    def to_segment(self, device: torch.device) -> Segment:
+        """On CPU the features share the message's memory and must not be written to."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            features = torch.from_numpy(self.features)
+        return Segment(
+            segment_no=self.segment_no,
+            features_nND=(features.view(torch.bfloat16) if self.is_bfloat16 else features).to(device),
+            spans_s=self.spans_s,
+            similarities=self.similarities,
+            num_source_frames=self.num_source_frames,
+            resume_s=self.resume_s,
+        )
+
+
+# ---------------------------------------------------------------- to the supervisor
+
+FeedState = Literal["running", "done", "failed", "lost"]
+"""`failed`: the source cannot go on; `lost`: the next stage did not take a segment; it must resume."""
+
+
+@dataclass(frozen=True)
+class FeedStatus:
+    """One stream as its decoder sees it."""
+
+    epoch: int
+    state: FeedState
+    detail: str
+    position_s: float  # stream time up to which frames were encoded
+    frames: int
+    queued: int  # decoded frames that wait for the tower
+    in_flight: int  # segments shipped and not yet durable
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """What every worker tells of itself."""
+
+    incarnation: str  # another one: the process is new and knows none of its streams
+    started: bool
+    totals: dict[str, float]
+    feeds: dict[str, FeedStatus] = field(default_factory=dict)
+    windows: dict[str, int] = field(default_factory=dict)  # stream to epoch
+    failure: str = ""  # why it can do no more work; it is to be replaced

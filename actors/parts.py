@@ -1,0 +1,58 @@
+"""What the actors load when they start: the library's objects, from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from actors.decode_encode import DecodeParts
+from actors.messages import StreamSpec
+from actors.prefill import PrefillParts
+from streamkv.config import PipelineConfig
+from streamkv.engine import Engine
+from streamkv.memory import VideoMemory
+from streamkv.models import VideoLLM, load_model
+from streamkv.segmentation import Segmenter
+from streamkv.store import ModelIdentity, SegmentStore
+from streamkv.types import Frame
+from streamkv.video import OnGap, sample_frames
+
+
+def identity_of(model: VideoLLM) -> ModelIdentity:
+    """What a store of this model's caches is marked with."""
+    return ModelIdentity(model.fingerprint, model.geometry, str(model.dtype).removeprefix("torch."))
+
+
+def load_decode_parts(config: PipelineConfig) -> DecodeParts:
+    return DecodeParts(
+        encoder=load_model(config.model),
+        make_segmenter=partial(Segmenter, config.method.segment),
+        open_source=partial(_open_source, config.source.sample_fps),
+    )
+
+
+def load_prefill_parts(config: PipelineConfig) -> PrefillParts:
+    model = load_model(config.model)
+    identity = identity_of(model)
+    return PrefillParts(
+        engine=Engine(model, config.method),
+        identity=identity,
+        device=model.device,
+        root=Path(config.store.root),
+        recall=partial(_recall, config, identity),
+    )
+
+
+def _open_source(sample_fps: float, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
+    """From one sample before a resume: the segmenter compares the first frame with it."""
+    start_s = max(0.0, spec.start_s - 1 / sample_fps)
+    return sample_frames(spec.uri, sample_fps, start_s=start_s, on_gap=on_gap)
+
+
+def _recall(config: PipelineConfig, identity: ModelIdentity, stream_id: str) -> VideoMemory:
+    store = SegmentStore.open(
+        config.store.root, catalog_url=config.store.catalog_url, identity=identity, read_only=True
+    )
+    with store:
+        return store.reader(stream_id).refresh()

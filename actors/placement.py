@@ -1,0 +1,87 @@
+"""Which stream is with which worker, and how it fares there. Bookkeeping of the supervisor; calls nobody."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from actors.messages import FeedStatus, WorkerStatus
+from actors.workers import Decoder, Prefiller
+
+MAX_STRIKES = 5
+"""Sessions that a stream may lose in a row without one segment committed; then it is set aside as failed."""
+BACKOFF_S = 0.25
+
+
+@dataclass
+class Decoding:
+    """One decoder and what was last heard of it; None: nothing, for now."""
+
+    worker: Decoder
+    status: WorkerStatus | None = None
+
+
+@dataclass
+class Prefilling:
+    """One prefiller and what was last heard of it."""
+
+    worker: Prefiller
+    status: WorkerStatus | None = None
+
+
+@dataclass
+class Charge:
+    """A stream that is to be ingested. It stays with its workers for as long as it is one."""
+
+    stream_id: str
+    decoding: Decoding | None = None
+    prefilling: Prefilling | None = None
+    epoch: int = 0  # of its session; 0: it has none
+    last_epoch: int = 0  # that this supervisor took for it
+    feed: FeedStatus | None = None
+    restarts: int = 0
+    strikes: int = 0
+    next_segment_no: int = 0  # when its session began
+    not_before: float = 0.0  # time.monotonic() of the next attempt
+
+    @property
+    def is_due(self) -> bool:
+        return self.epoch == 0 and time.monotonic() >= self.not_before
+
+    @property
+    def is_poisoned(self) -> bool:
+        """Whether it only ever loses its sessions, which takes its neighbours' workers down with it."""
+        return self.strikes > MAX_STRIKES
+
+    def begin(self, epoch: int, next_segment_no: int) -> None:
+        """Notes a session; progress since the last one forgives all strikes."""
+        if next_segment_no > self.next_segment_no:
+            self.strikes = 0
+        self.epoch, self.next_segment_no = epoch, next_segment_no
+
+    def is_taken(self, catalog_epoch: int) -> bool:
+        """Whether another supervisor has taken the stream over since."""
+        return self.last_epoch not in (0, catalog_epoch)
+
+    def lose(self) -> None:
+        """Notes that the session, or the attempt at one, is over."""
+        self.epoch = 0
+        self.restarts += 1
+        self.strikes += 1
+        self.not_before = time.monotonic() + BACKOFF_S * 2 ** (self.strikes - 1)
+
+
+def place(
+    charge: Charge,
+    charges: Iterable[Charge],
+    decoders: Sequence[Decoding],
+    prefillers: Sequence[Prefilling],
+) -> tuple[Decoding, Prefilling]:
+    """The stream's workers: the least loaded at first, from then on the same."""
+    others = list(charges)
+    if charge.decoding is None:
+        charge.decoding = min(decoders, key=lambda d: sum(c.decoding is d for c in others))
+    if charge.prefilling is None:
+        charge.prefilling = min(prefillers, key=lambda p: sum(c.prefilling is p for c in others))
+    return charge.decoding, charge.prefilling

@@ -1,0 +1,101 @@
+"""The one place that makes Ray actors: what each costs, where it may run, and what happens when it dies.
+
+| actor        | on nodes with | when it dies                                                 |
+| ---          | ---           | ---                                                          |
+| Supervisor   | anything      | detached; Ray starts it again, and it resumes every stream   |
+| DecodeEncode | decode_encode | Ray starts it again, the supervisor resumes its streams there |
+| Prefill      | prefill       | the same; windows are rebuilt from the store                 |
+| StoreActor   | prefill       | Ray starts it again; it holds nothing but the open catalog   |
+
+The three workers are owned by the supervisor and go with it: nobody writes whom nobody supervises. Should one
+live on for a moment, behind a cut network, its epoch is stale and it commits nothing.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import ray
+
+from actors.decode_encode import DecodeEncode
+from actors.handles import CONTROL, CommitThroughStore, DecodeHandle, PrefillHandle, RaySink, StoreHandle
+from actors.parts import load_decode_parts, load_prefill_parts
+from actors.prefill import Prefill
+from actors.store_actor import StoreActor
+from actors.supervisor import Supervisor
+from streamkv.config import PipelineConfig, PoolConfig
+from streamkv.store import ModelIdentity
+
+NAMESPACE = "streamkv"
+SUPERVISOR = "supervisor"
+FOREVER = -1
+
+DECODE_ENCODE, PREFILL, ANSWER = "decode_encode", "prefill", "answer"
+ROLES = (DECODE_ENCODE, PREFILL, ANSWER)
+"""Ray resources that a node offers when these actors may run there; a single machine offers all three."""
+ROLE_SHARE = 0.001
+"""How much of a role's resource an actor takes: it chooses the node, it counts nothing."""
+
+
+class RayWorkers:
+    """Makes the supervisor's workers as actors of the cluster."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self._config = config
+
+    def decoder(self) -> DecodeHandle:
+        config = self._config
+        actor = _worker(DecodeEncode, config.encode, DECODE_ENCODE, control_threads=4)
+        load = partial(load_decode_parts, config)
+        return DecodeHandle(actor.remote(load, config.source, in_flight=config.prefill.in_flight))
+
+    def prefiller(self) -> PrefillHandle:
+        config = self._config
+        actor = _worker(Prefill, config.prefill, PREFILL, control_threads=1)
+        return PrefillHandle(actor.remote(partial(load_prefill_parts, config)))
+
+    def store(self, identity: ModelIdentity) -> StoreHandle:
+        store = self._config.store
+        actor = ray.remote(
+            num_cpus=0, resources={PREFILL: ROLE_SHARE}, max_restarts=FOREVER, max_concurrency=8
+        )(StoreActor)
+        return StoreHandle(actor.remote(store.root, store.catalog_url, identity))
+
+    def sink(self, prefill: PrefillHandle, store: StoreHandle) -> RaySink:
+        return RaySink(prefill, store)
+
+    def commit(self, store: StoreHandle) -> CommitThroughStore:
+        return CommitThroughStore(store)
+
+
+def ensure_supervisor(config: PipelineConfig) -> Any:
+    """The cluster's supervisor; started if there is none. Whoever comes second gets the first one's."""
+    actor = ray.remote(
+        num_cpus=0,
+        max_restarts=FOREVER,
+        max_task_retries=0,
+        max_concurrency=16,
+        name=SUPERVISOR,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+    )(Supervisor)
+    return actor.remote(config, RayWorkers(config))
+
+
+def find_supervisor() -> Any:
+    """The running supervisor; ValueError when there is none."""
+    return ray.get_actor(SUPERVISOR, namespace=NAMESPACE)
+
+
+def _worker(cls: type, pool: PoolConfig, role: str, *, control_threads: int) -> Any:
+    """Work is done one call at a time; `control` answers beside it."""
+    return ray.remote(
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+        resources={role: ROLE_SHARE},
+        max_restarts=FOREVER,
+        max_task_retries=0,  # a segment that may have been ingested is not sent again: the stream resumes
+        concurrency_groups={CONTROL: control_threads},
+    )(cls)

@@ -1,0 +1,301 @@
+"""Looks after every stream: places it, follows it, and resumes it from its last commit when a worker is lost.
+
+It keeps nothing that is not in the catalog, so that its own death costs nothing but time: a new one reads the
+catalog and resumes every stream that has not come to an end.
+
+    registered -> ingesting -> done | failed      a lost session is followed by another, with a new epoch
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Literal
+
+from actors.failures import NotReadyError, WorkerLostError, describe
+from actors.messages import StreamSpec
+from actors.placement import Charge, Decoding, Prefilling, place
+from actors.timing import StageClock, add_totals
+from actors.views import GapView, PlaneState, StreamView
+from actors.workers import CatalogKeeper, Workers
+from streamkv.config import PipelineConfig
+from streamkv.errors import StreamExistsError, StreamKVError, UnknownStreamError
+from streamkv.store import StreamInfo
+from streamkv.store.layout import check_stream_id
+from streamkv.video import redact_uri
+
+BUSY_S, IDLE_S = 0.2, 1.0
+"""Time between two looks at the workers, while streams are ingested and while none is."""
+LAST_STATES = ("done", "failed", "stopped")
+
+log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """See the module. The constructor returns at once; `state` says when it is ready."""
+
+    def __init__(self, config: PipelineConfig, workers: Workers) -> None:
+        self.clock = StageClock()
+        self._config = config
+        self._workers = workers
+        self._decoders: list[Decoding] = []
+        self._prefillers: list[Prefilling] = []
+        self._store: CatalogKeeper | None = None
+        self._state = PlaneState("starting")
+        self._charges: dict[str, Charge] = {}
+        self._changes = threading.RLock()  # one begins, ends or removes a stream at a time
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervise", daemon=True)
+        self._thread.start()
+
+    # ---- what users ask for
+
+    def state(self) -> PlaneState:
+        return self._state
+
+    def add_stream(self, stream_id: str, uri: str) -> StreamView:
+        """Registers a stream and begins to ingest it.
+
+        Raises:
+            StreamIdError, StreamExistsError, SourceError: nothing is registered then.
+        """
+        store = self._ready()
+        check_stream_id(stream_id)
+        if any(info.stream_id == stream_id for info in store.streams()):
+            raise StreamExistsError(
+                f"stream {stream_id!r} exists already; choose another id, or remove it first"
+            )
+        found = self._decoders[0].worker.probe(uri)
+        config = {
+            "preset": self._config.preset,
+            "sample_fps": self._config.source.sample_fps,
+            "duration_s": found.duration_s,
+            "width": found.width,
+            "height": found.height,
+            "codec": found.codec,
+        }
+        store.add_stream(stream_id, uri, config)
+        with self._changes:
+            self._charges[stream_id] = Charge(stream_id)
+        self._wake.set()
+        return self.stream(stream_id)
+
+    def streams(self) -> list[StreamView]:
+        """All streams, by id."""
+        return [self._view(info) for info in self._ready().streams()]
+
+    def stream(self, stream_id: str) -> StreamView:
+        """UnknownStreamError when there is none of that id."""
+        return self._view(self._ready().stream(stream_id))
+
+    def remove_stream(self, stream_id: str) -> None:
+        """Ends a stream's ingest, then takes its rows and files away."""
+        store = self._ready()
+        with self._changes:
+            store.stream(stream_id)
+            charge = self._charges.pop(stream_id, None)
+            if charge is not None:
+                self._close(charge)
+            store.remove_stream(stream_id)
+
+    def stats(self) -> dict[str, float]:
+        """Seconds and counts of each stage since the workers started."""
+        totals = [self.clock.totals(), *(p.status.totals for p in self._spots() if p.status)]
+        if self._store is not None:
+            totals.append(self._store.totals())
+        return add_totals(totals)
+
+    def shutdown(self) -> None:
+        """Ends all work; streams stay as the catalog has them and resume with the next supervisor."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(timeout=30)
+        for worker in [p.worker for p in self._spots()]:
+            with suppress(WorkerLostError):
+                worker.shutdown()
+        if self._store is not None:
+            with suppress(WorkerLostError):
+                self._store.shutdown()
+
+    # ---- life
+
+    def _run(self) -> None:
+        try:
+            self._bring_up()
+        except Exception as exc:
+            log.exception("the ingest plane does not start")
+            self._state = PlaneState("failed", str(exc) if isinstance(exc, StreamKVError) else describe(exc))
+            return
+        self._state = PlaneState("ready")
+        while not self._stopping.is_set():
+            self._wake.clear()
+            try:
+                with self.clock.time("supervise"):
+                    self._look_after()
+                self._state = PlaneState("ready")
+            except Exception as exc:  # the next look may go better: most likely the store is being restarted
+                log.warning("a look at the workers failed: %s", describe(exc))
+                self._state = PlaneState("ready", describe(exc))
+            self._wake.wait(BUSY_S if self._charges else IDLE_S)
+
+    def _bring_up(self) -> None:
+        """Makes and starts the workers, and takes every unfinished stream into care."""
+        config, workers = self._config, self._workers
+        self._decoders = [Decoding(workers.decoder()) for _ in range(config.encode.actors)]
+        self._prefillers = [Prefilling(workers.prefiller()) for _ in range(config.prefill.actors)]
+        with ThreadPoolExecutor() as together:
+            decoders = [together.submit(d.worker.start) for d in self._decoders]
+            identities = [together.submit(p.worker.start) for p in self._prefillers]
+            store: CatalogKeeper = workers.store(identities[0].result())
+            store.start()
+            for identity in identities:
+                identity.result()
+            for decoder in decoders:
+                decoder.result()
+        for prefilling in self._prefillers:
+            prefilling.worker.set_commit(workers.commit(store))
+        for info in store.streams():
+            if info.state not in LAST_STATES:
+                self._charges[info.stream_id] = Charge(info.stream_id)
+        self._store = store
+
+    def _look_after(self) -> None:
+        for each in self._spots():
+            self._poll(each)
+        for charge in list(self._charges.values()):
+            with self._changes:
+                if self._charges.get(charge.stream_id) is charge:
+                    self._attend(charge)
+
+    def _poll(self, spot: Decoding | Prefilling) -> None:
+        """Hears from a worker. One whose process is new is started; the streams that it had begin again."""
+        before = spot.status
+        try:
+            spot.status = spot.worker.status()
+            if spot.status.failure:
+                log.warning("a worker is replaced: %s", spot.status.failure)
+                spot.worker.kill()
+                spot.status = None
+            elif not spot.status.started:
+                self._revive(spot)
+                spot.status = spot.worker.status()
+        except WorkerLostError:
+            spot.status = None
+        self.clock.count("polls")
+        is_same = before is None or (
+            spot.status is not None and before.incarnation == spot.status.incarnation
+        )
+        if not is_same and isinstance(spot, Prefilling):  # a decoder's streams are missed one by one
+            with self._changes:
+                for charge in list(self._charges.values()):
+                    if charge.prefilling is spot and charge.epoch:
+                        self._lose(charge, "its prefill actor was lost")
+
+    def _revive(self, spot: Decoding | Prefilling) -> None:
+        spot.worker.start()
+        if isinstance(spot, Prefilling) and self._store is not None:
+            spot.worker.set_commit(self._workers.commit(self._store))
+
+    # ---- one stream; all under `_changes`
+
+    def _attend(self, charge: Charge) -> None:
+        if charge.epoch == 0:
+            if charge.is_due:
+                self._begin(charge)  # what the decoder says of it is heard at the next look
+            return
+        assert charge.decoding is not None
+        if charge.decoding.status is None:
+            return  # away; when it is back it will not know the stream
+        feed = charge.decoding.status.feeds.get(charge.stream_id)
+        if feed is None or feed.epoch != charge.epoch:
+            self._lose(charge, "its decoder was restarted")
+        elif feed.state == "running":
+            charge.feed = feed
+        elif feed.state == "lost":
+            self._lose(charge, feed.detail)
+        else:
+            self._finish(charge, feed.state, feed.detail)
+
+    def _begin(self, charge: Charge) -> None:
+        """Opens a session on the stream's workers, from its last commit on."""
+        store = self._ready()
+        decoding, prefilling = place(charge, self._charges.values(), self._decoders, self._prefillers)
+        if decoding.status is None or prefilling.status is None:
+            return
+        try:
+            if charge.is_taken(store.stream(charge.stream_id).epoch):
+                log.warning("stream %s: another supervisor has taken it over", charge.stream_id)
+                self._charges.pop(charge.stream_id, None)
+                return
+            charge.last_epoch = 0  # should the call fail, nobody knows whether it took one
+            epoch = charge.last_epoch = store.begin_writing(charge.stream_id)
+            info = store.stream(charge.stream_id)  # after the epoch: nobody else commits from here on
+            prefilling.worker.open_stream(info.stream_id, epoch, info.next_segment_no)
+            spec = StreamSpec(info.stream_id, info.uri, epoch, info.resume_s, info.next_segment_no)
+            decoding.worker.add_stream(spec, self._workers.sink(prefilling.worker, store))
+            store.set_state(info.stream_id, "ingesting", "")
+        except UnknownStreamError:  # removed behind our back
+            self._charges.pop(charge.stream_id, None)
+        except (StreamKVError, RuntimeError) as exc:
+            self._lose(charge, describe(exc))
+        else:
+            charge.begin(epoch, info.next_segment_no)
+            charge.feed = None
+            self.clock.count("sessions")
+
+    def _lose(self, charge: Charge, why: str) -> None:
+        log.warning("stream %s: its session is lost: %s", charge.stream_id, why)
+        charge.lose()
+        if charge.is_poisoned:
+            why = f"set aside after {charge.strikes} restarts without a segment in between; the last: {why}"
+            self._finish(charge, "failed", why)
+
+    def _finish(self, charge: Charge, state: Literal["done", "failed"], detail: str) -> None:
+        with suppress(UnknownStreamError):
+            self._ready().set_state(charge.stream_id, state, detail)
+        self._charges.pop(charge.stream_id, None)
+        self._close(charge)
+
+    def _close(self, charge: Charge) -> None:
+        """The decoder first: what it had shipped is then done with when the window closes."""
+        if charge.decoding is not None:
+            with suppress(WorkerLostError):
+                charge.decoding.worker.remove_stream(charge.stream_id)
+        if charge.prefilling is not None:
+            with suppress(WorkerLostError):
+                charge.prefilling.worker.close_stream(charge.stream_id)
+
+    # ---- inside
+
+    def _ready(self) -> CatalogKeeper:
+        if self._store is None or self._state.phase != "ready":
+            detail = f": {self._state.detail}" if self._state.detail else ""
+            raise NotReadyError(f"the ingest plane is not ready, it is {self._state.phase}{detail}")
+        return self._store
+
+    def _spots(self) -> Sequence[Decoding | Prefilling]:
+        return [*self._decoders, *self._prefillers]
+
+    def _view(self, info: StreamInfo) -> StreamView:
+        charge = self._charges.get(info.stream_id)
+        position_s = charge.feed.position_s if charge is not None and charge.feed is not None else 0.0
+        return StreamView(
+            stream_id=info.stream_id,
+            uri=redact_uri(info.uri),
+            state=info.state,
+            detail=info.detail,
+            duration_s=float(info.config.get("duration_s", 0.0)),
+            position_s=max(info.as_of_s, position_s),
+            as_of_s=info.as_of_s,
+            num_segments=info.num_segments,
+            num_frames=info.num_frames,
+            num_source_frames=info.num_source_frames,
+            kv_bytes=info.kv_bytes,
+            file_bytes=info.file_bytes,
+            restarts=charge.restarts if charge is not None else 0,
+            gaps=tuple(GapView(gap.start_s, gap.end_s, gap.reason) for gap in info.gaps),
+        )

@@ -1,0 +1,43 @@
+"""Seconds and counts for each stage, so that a run can say where its time went."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+
+class StageClock:
+    """Adds up `<stage>_s` and counts. Threads may share one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._totals: Counter[str] = Counter()
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Adds the block's wall time to `<stage>_s`, also when it raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.count(f"{stage}_s", time.perf_counter() - start)
+
+    def count(self, name: str, amount: float = 1) -> None:
+        with self._lock:
+            self._totals[name] += amount  # type: ignore[assignment]  # a Counter adds floats as well
+
+    def totals(self) -> dict[str, float]:
+        with self._lock:
+            return dict(self._totals)
+
+
+def add_totals(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Sums totals of several clocks, name by name."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0) + value
+    return total

@@ -1,0 +1,185 @@
+"""Frames of many streams become segments: each frame once, in batches, with every queue bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from stage import SOURCE, Footage, MeanEncoder, decode_parts, wait_until
+
+from actors.decode_encode import DecodeEncode
+from actors.messages import SegmentMessage, StreamSpec
+from actors.views import GapView
+from streamkv.types import Segment
+
+
+class Ledger:
+    """A sink that keeps what it gets; acknowledges at once, or when told to."""
+
+    def __init__(self, *, holds: bool = False) -> None:
+        self.holds = holds
+        self.messages: list[SegmentMessage] = []
+        self.gaps: list[GapView] = []
+        self.waiting: list[Future[bool]] = []
+
+    def ship(self, message: SegmentMessage) -> Future[bool]:
+        self.messages.append(message)
+        future: Future[bool] = Future()
+        if self.holds:
+            self.waiting.append(future)
+        else:
+            future.set_result(True)
+        return future
+
+    def add_gap(self, stream_id: str, gap: GapView) -> Future[None]:
+        self.gaps.append(gap)
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    def frames(self, stream_id: str) -> list[float]:
+        return [start for m in self.messages if m.stream_id == stream_id for start, _ in m.spans_s]
+
+
+@pytest.fixture
+def footage() -> Footage:
+    return Footage()
+
+
+@pytest.fixture
+def encoder() -> MeanEncoder:
+    return MeanEncoder(poison=[77])
+
+
+@pytest.fixture
+def actor(footage: Footage, encoder: MeanEncoder) -> Iterator[DecodeEncode]:
+    actor = DecodeEncode(partial(decode_parts, footage, encoder), SOURCE, in_flight=2)
+    actor.start()
+    yield actor
+    actor.shutdown()
+
+
+def state(actor: DecodeEncode, stream_id: str) -> str:
+    return actor.status().feeds[stream_id].state
+
+
+def test_every_frame_of_every_stream_leaves_once_and_in_order(actor: DecodeEncode) -> None:
+    sink = Ledger()
+    lengths = {"a": 10, "b": 33, "c": 1}
+    for stream_id, count in lengths.items():
+        actor.add_stream(StreamSpec(stream_id, str(count), epoch=1), sink)
+    wait_until(lambda: all(state(actor, s) == "done" for s in lengths))
+    for stream_id, count in lengths.items():
+        assert sink.frames(stream_id) == [float(k) for k in range(count)]
+        mine = [m for m in sink.messages if m.stream_id == stream_id]
+        assert [m.segment_no for m in mine] == list(range(len(mine)))
+        assert [m.resume_s for m in mine] == [m.spans_s[-1][1] for m in mine]
+        assert all((m.features[:, 0, 0] == [s[0] for s in m.spans_s]).all() for m in mine)
+    assert len(sink.gaps) == 3
+    totals = actor.status().totals
+    assert totals["frames"] == sum(lengths.values())
+    assert totals["segments"] == len(sink.messages)
+    assert {"decode_s", "encode_s", "segment_s", "ship_s", "shipped_bytes"} <= set(totals)
+
+
+def test_frames_of_different_streams_are_encoded_together(actor: DecodeEncode, encoder: MeanEncoder) -> None:
+    sink = Ledger()
+    for stream_id in "abcd":
+        actor.add_stream(StreamSpec(stream_id, "20", epoch=1), sink)
+    wait_until(lambda: all(state(actor, s) == "done" for s in "abcd"))
+    assert max(encoder.batches) == SOURCE.batch_frames
+    assert len(encoder.batches) < 40, "80 frames in batches of up to 4, not one by one"
+
+
+def test_a_stream_whose_segments_are_not_durable_stops_decoding(
+    actor: DecodeEncode, footage: Footage
+) -> None:
+    slow, quick = Ledger(holds=True), Ledger()
+    actor.add_stream(StreamSpec("slow", "70", epoch=1), slow)
+    wait_until(lambda: len(slow.messages) == 2)
+    actor.add_stream(StreamSpec("quick", "50", epoch=1), quick)
+    wait_until(lambda: state(actor, "quick") == "done")
+    status = actor.status().feeds["slow"]
+    assert (len(slow.messages), status.in_flight, status.state) == (2, 2, "running")
+    # two segments of 4, one batch that may close a third, a full queue, and the frame that waits for room in
+    # it
+    assert len(footage.decoded["slow"]) <= 2 * 4 + 2 * SOURCE.batch_frames + SOURCE.queue_frames + 1
+    slow.holds = False
+    for future in slow.waiting:
+        future.set_result(True)
+    wait_until(lambda: state(actor, "slow") == "done")
+    assert slow.frames("slow") == [float(k) for k in range(70)]
+
+
+def test_a_resume_begins_at_its_frame_and_knows_the_one_before(actor: DecodeEncode) -> None:
+    sink = Ledger()
+    whole = Ledger()
+    actor.add_stream(StreamSpec("whole", "20", epoch=1), whole)
+    actor.add_stream(StreamSpec("s", "20", epoch=2, start_s=8.0, next_segment_no=2), sink)
+    wait_until(lambda: state(actor, "s") == "done" and state(actor, "whole") == "done")
+    assert sink.frames("s") == [float(k) for k in range(8, 20)]
+    assert [m.segment_no for m in sink.messages] == [2, 3, 4]
+    assert [m.similarities for m in sink.messages] == [m.similarities for m in whole.messages[2:]]
+
+
+def test_a_segment_that_the_next_stage_refuses_loses_the_session(actor: DecodeEncode) -> None:
+    sink = Ledger(holds=True)
+    actor.add_stream(StreamSpec("s", "100", epoch=1), sink)
+    wait_until(lambda: len(sink.messages) == 2)
+    sink.waiting[0].set_exception(RuntimeError("fenced"))
+    wait_until(lambda: state(actor, "s") == "lost")
+    assert "fenced" in actor.status().feeds["s"].detail
+    sink.waiting[1].set_result(True)
+    assert len(sink.messages) == 2, "nothing is sent after it"
+
+
+def test_a_frame_that_cannot_be_encoded_ends_its_own_stream_only(actor: DecodeEncode) -> None:
+    sink = Ledger()
+    actor.add_stream(StreamSpec("bad", "100", epoch=1), sink)
+    actor.add_stream(StreamSpec("good", "70", epoch=1), sink)
+    wait_until(lambda: state(actor, "good") == "done" and state(actor, "bad") == "failed")
+    assert sink.frames("good") == [float(k) for k in range(70)]
+    assert "poison" in actor.status().feeds["bad"].detail
+    actor.check_health()
+
+
+def test_a_source_that_breaks_keeps_what_was_read(actor: DecodeEncode) -> None:
+    sink = Ledger()
+    actor.add_stream(StreamSpec("torn", "10!", epoch=1), sink)
+    wait_until(lambda: state(actor, "torn") == "failed")
+    assert sink.frames("torn") == [float(k) for k in range(10)]
+    assert "the tape is torn" in actor.status().feeds["torn"].detail
+
+
+def test_a_removed_stream_sends_nothing_more(actor: DecodeEncode) -> None:
+    sink = Ledger(holds=True)
+    actor.add_stream(StreamSpec("s", "70", epoch=1), sink)
+    wait_until(lambda: len(sink.messages) == 2)
+    actor.remove_stream("s")
+    assert actor.status().feeds == {}
+    for future in sink.waiting:
+        future.set_result(True)
+    actor.add_stream(StreamSpec("s", "8", epoch=2), again := Ledger())
+    wait_until(lambda: state(actor, "s") == "done")
+    assert len(sink.messages) == 2
+    assert {m.epoch for m in again.messages} == {2}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_features_cross_as_they_are(dtype: torch.dtype) -> None:
+    features = torch.randn(3, 2, 4).to(dtype)
+    spans = ((0.0, 1.0), (1.0, 2.0), (2.0, 3.0))
+    segment = Segment(5, features, spans, (1.0, 0.5, 0.25), 7, 3.0)
+    message = SegmentMessage.of(StreamSpec("s", "uri", epoch=9), segment)
+    message.features.setflags(write=False)  # as Ray hands it over
+    back = message.to_segment(torch.device("cpu"))
+    assert back.features_nND.dtype == dtype
+    assert torch.equal(back.features_nND, features)
+    assert np.shares_memory(back.features_nND.view(torch.int16).numpy(), message.features.view(np.int16))
+    assert (back.segment_no, back.spans_s, back.similarities, back.num_source_frames, back.resume_s) == (
+        5, spans, (1.0, 0.5, 0.25), 7, 3.0,
+    )  # fmt: skip

@@ -1,0 +1,209 @@
+"""Streams come to their end whatever dies on the way, and no committed segment is lost or doubled."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stage import IDENTITY, Footage, LocalWorkers, MeanEncoder, wait_until
+
+from actors.failures import NotReadyError
+from actors.supervisor import Supervisor
+from streamkv.config import PipelineConfig, PoolConfig, SourceConfig, StoreConfig
+from streamkv.errors import StreamExistsError, StreamIdError, UnknownStreamError
+from streamkv.store import SegmentStore
+
+
+def config(root: Path, **pools: PoolConfig) -> PipelineConfig:
+    return PipelineConfig(store=StoreConfig(root=str(root)), source=SourceConfig(sample_fps=1.0), **pools)
+
+
+class Stage:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.supervisors: list[Supervisor] = []
+
+    def open(self, workers: LocalWorkers, **pools: PoolConfig) -> Supervisor:
+        supervisor = Supervisor(config(self.root, **pools), workers)
+        self.supervisors.append(supervisor)
+        wait_until(lambda: supervisor.state().phase != "starting")
+        return supervisor
+
+    def check(self, lengths: dict[str, int]) -> None:
+        """Every frame of every stream is committed once, in segments of four, and every file is sound."""
+        with SegmentStore.open(self.root, read_only=True) as store:
+            assert store.verify() == []
+            for stream_id, count in lengths.items():
+                info = store.stream(stream_id)
+                spans = [(s.start_s, s.end_s) for s in store.reader(stream_id).refresh().segments]
+                assert spans == [(float(k), float(min(k + 4, count))) for k in range(0, count, 4)]
+                assert info.num_source_frames == count
+                assert (info.as_of_s, info.state) == (count, "done")
+                assert [g.reason for g in info.gaps] == ["the tape ends"]
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    stage = Stage(tmp_path / "store")
+    yield stage
+    for supervisor in stage.supervisors:
+        supervisor.shutdown()
+
+
+def states(supervisor: Supervisor) -> dict[str, str]:
+    return {view.stream_id: view.state for view in supervisor.streams()}
+
+
+def wait_for_end(supervisor: Supervisor, timeout_s: float = 30) -> None:
+    wait_until(lambda: set(states(supervisor).values()) <= {"done", "failed"}, timeout_s)
+
+
+def test_streams_are_added_while_others_run_and_come_to_their_end(stage: Stage) -> None:
+    supervisor = stage.open(LocalWorkers(stage.root, Footage(pace_s=0.002)))
+    supervisor.add_stream("a", "90")
+    wait_until(lambda: supervisor.stream("a").num_segments > 2)
+    view = supervisor.add_stream("b", "10")
+    assert (view.stream_id, view.state, view.duration_s) == ("b", "registered", 10.0)
+    wait_for_end(supervisor)
+    stage.check({"a": 90, "b": 10})
+    totals = supervisor.stats()
+    assert totals["committed_segments"] == 23 + 3
+    assert {"decode_s", "encode_s", "segment_s", "prefill_s", "write_s", "commit_s"} <= set(totals)
+
+
+def test_streams_are_spread_over_the_pools_and_stay_where_they_are(stage: Stage) -> None:
+    workers = LocalWorkers(stage.root, Footage(pace_s=0.005))
+    supervisor = stage.open(workers, encode=PoolConfig(actors=2), prefill=PoolConfig(actors=2))
+    for stream_id in "abcd":
+        supervisor.add_stream(stream_id, "60")
+    wait_until(lambda: set(states(supervisor).values()) == {"ingesting"})
+    assert sorted(len(d.instance.status().feeds) for d in workers.decoders) == [2, 2]
+    wait_for_end(supervisor)
+    stage.check(dict.fromkeys("abcd", 60))
+
+
+def test_what_is_refused_leaves_nothing_behind(stage: Stage) -> None:
+    supervisor = stage.open(LocalWorkers(stage.root, Footage()))
+    supervisor.add_stream("a", "4")
+    with pytest.raises(StreamExistsError):
+        supervisor.add_stream("a", "8")
+    with pytest.raises(StreamIdError):
+        supervisor.add_stream("../a", "8")
+    with pytest.raises(UnknownStreamError):
+        supervisor.stream("b")
+    with pytest.raises(UnknownStreamError):
+        supervisor.remove_stream("b")
+    assert list(states(supervisor)) == ["a"]
+
+
+def test_a_removed_stream_is_gone_and_its_name_is_free(stage: Stage) -> None:
+    supervisor = stage.open(LocalWorkers(stage.root, Footage(pace_s=0.002)))
+    supervisor.add_stream("a", "400")
+    wait_until(lambda: supervisor.stream("a").num_segments > 3)
+    supervisor.remove_stream("a")
+    assert supervisor.streams() == []
+    assert list(stage.root.glob("streams/*/*")) == []
+    supervisor.add_stream("a", "20")
+    wait_for_end(supervisor)
+    stage.check({"a": 20})
+
+
+@pytest.mark.parametrize("who", ["decoders", "prefillers", "stores"])
+@pytest.mark.parametrize("seed", range(2))
+def test_workers_that_die_cost_no_segment(stage: Stage, who: str, seed: int) -> None:
+    workers = LocalWorkers(stage.root, Footage(pace_s=0.002))
+    supervisor = stage.open(workers)
+    lengths = {"a": 300, "b": 203}
+    for stream_id, count in lengths.items():
+        supervisor.add_stream(stream_id, str(count))
+    rng = random.Random(seed)
+    for _ in range(3):
+        done = sum(view.num_segments for view in supervisor.streams())
+        wait_until(lambda done=done: sum(v.num_segments for v in supervisor.streams()) > done)
+        time.sleep(rng.random() * 0.05)
+        getattr(workers, who)[0].kill()
+    wait_for_end(supervisor)
+    stage.check(lengths)
+
+
+def test_a_worker_that_is_away_for_a_while_is_waited_for(stage: Stage) -> None:
+    workers = LocalWorkers(stage.root, Footage(pace_s=0.002))
+    supervisor = stage.open(workers)
+    supervisor.add_stream("a", "200")
+    wait_until(lambda: supervisor.stream("a").num_segments > 2)
+    workers.prefillers[0].is_away = True
+    time.sleep(0.5)
+    assert supervisor.stream("a").state == "ingesting"
+    workers.prefillers[0].is_away = False
+    wait_for_end(supervisor)
+    stage.check({"a": 200})
+
+
+def test_a_new_supervisor_resumes_what_the_old_one_left(stage: Stage) -> None:
+    first_footage, second_footage = Footage(pace_s=0.004), Footage()
+    first = stage.open(LocalWorkers(stage.root, first_footage))
+    first.add_stream("a", "300")
+    first.add_stream("short", "3")
+    wait_until(lambda: first.stream("a").num_segments > 5 and first.stream("short").state == "done")
+    # The old one is not told: it goes on as if behind a cut network, and must not be able to commit.
+    second = stage.open(LocalWorkers(stage.root, second_footage))
+    wait_for_end(second)
+    stage.check({"a": 300, "short": 3})
+    assert second_footage.decoded["a"][0] > 10, "it does not begin at the beginning"
+    assert "short" not in second_footage.decoded
+
+
+def test_a_stream_that_never_gets_on_is_set_aside(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.placement.BACKOFF_S", 0.01)
+    workers = LocalWorkers(stage.root, Footage())
+    supervisor = stage.open(workers)
+    prefill = workers.prefillers[0].instance
+    ingest = prefill.ingest
+
+    def refuse_a(message):  # type: ignore[no-untyped-def]
+        if message.stream_id == "a":
+            raise RuntimeError("it kills its actor")
+        return ingest(message)
+
+    monkeypatch.setattr(prefill, "ingest", refuse_a)
+    supervisor.add_stream("a", "40")
+    supervisor.add_stream("b", "40")
+    wait_for_end(supervisor)
+    assert states(supervisor) == {"a": "failed", "b": "done"}
+    assert "it kills its actor" in supervisor.stream("a").detail
+
+
+def test_a_stream_that_fails_says_why(stage: Stage) -> None:
+    supervisor = stage.open(LocalWorkers(stage.root, Footage(), MeanEncoder(poison=[7])))
+    supervisor.add_stream("a", "40")
+    wait_for_end(supervisor)
+    assert supervisor.stream("a").state == "failed"
+    assert "poison" in supervisor.stream("a").detail
+
+
+def test_credentials_are_not_listed(stage: Stage) -> None:
+    supervisor = stage.open(LocalWorkers(stage.root, Footage()))
+    supervisor.add_stream("a", "rtsp://bob:hunter2@cam/4")
+    assert supervisor.stream("a").uri == "rtsp://***@cam/4"
+
+
+def test_another_models_store_is_refused_by_name(stage: Stage) -> None:
+    other = IDENTITY.__class__("another model", IDENTITY.geometry, IDENTITY.dtype)
+    SegmentStore.open(stage.root, identity=other).close()
+    supervisor = stage.open(LocalWorkers(stage.root, Footage()))
+    assert supervisor.state().phase == "failed"
+    assert "another model" in supervisor.state().detail
+    with pytest.raises(NotReadyError, match="failed"):
+        supervisor.streams()
+
+
+def test_threads_are_gone_after_shutdown(stage: Stage) -> None:
+    supervisor = stage.open(LocalWorkers(stage.root, Footage(pace_s=0.01)))
+    supervisor.add_stream("leaves-no-thread", "1000")
+    wait_until(lambda: supervisor.stream("leaves-no-thread").num_segments > 0)
+    supervisor.shutdown()
+    wait_until(lambda: not any("leaves-no-thread" in t.name for t in threading.enumerate()))
