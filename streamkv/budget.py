@@ -64,8 +64,7 @@ def allocate(scores: Sequence[Tensor], total: int, bounds: Bounds, budget: Budge
     - ties, and remainders of a division, go to the layer with the lower number;
     - of two layers with as many items, one that needs more of them to reach the common mass never gets fewer.
     """
-    if budget.policy not in BUDGETS:
-        raise ConfigError(f"budget.policy: unknown {budget.policy!r}; known: {', '.join(sorted(BUDGETS))}")
+    find_targets = budget_policy(budget.policy)
     filled = [layer for layer, s in enumerate(scores) if len(s)]
     counts = [0] * len(scores)
     if not filled:
@@ -73,7 +72,7 @@ def allocate(scores: Sequence[Tensor], total: int, bounds: Bounds, budget: Budge
     lengths = [len(scores[layer]) for layer in filled]
     limits = [bounds.of(n) for n in lengths]
     feasible = min(max(total, sum(lo for lo, _ in limits)), sum(hi for _, hi in limits))
-    targets = BUDGETS[budget.policy]([scores[layer] for layer in filled], feasible, bounds, budget.zscore)
+    targets = find_targets([scores[layer] for layer in filled], feasible, bounds, budget.zscore)
     for layer, count in zip(filled, _round_within(targets, feasible, limits), strict=True):
         counts[layer] = count
     return counts
@@ -87,41 +86,52 @@ def uniform_targets(scores: Sequence[Tensor], total: int, bounds: Bounds, zscore
 def adaptive_targets(scores: Sequence[Tensor], total: int, bounds: Bounds, zscore: bool) -> list[float]:
     """Counts at one softmax mass for all layers, taken as wide as the bounds allow."""
     counts = equal_mass_counts([_softmax(s, zscore) for s in scores], total)
-    return [float(c) for c in counts] if bounds.hi is None else stretch(counts, bounds.lo, bounds.hi)
+    return counts if bounds.hi is None else stretch(counts, bounds.lo, bounds.hi)
 
 
 BUDGETS: dict[str, Targets] = {"adaptive": adaptive_targets, "uniform": uniform_targets}
 """Budget policies by name. To add one: a `Targets` and a row here."""
 
 
-def equal_mass_counts(masses: Sequence[np.ndarray], total: int) -> list[int]:
+def budget_policy(name: str) -> Targets:
+    """The policy of that name, or ConfigError."""
+    if name not in BUDGETS:
+        raise ConfigError(f"budget.policy: unknown {name!r}; known: {', '.join(sorted(BUDGETS))}")
+    return BUDGETS[name]
+
+
+def equal_mass_counts(masses: Sequence[np.ndarray], total: int) -> list[float]:
     """Counts at the one mass p at which they sum to `total`; exact, without bisection.
 
     `masses`: each layer's shares, descending, summing to 1; total from the number of layers to that of items.
     A layer's count at p is the least k whose k best items hold p. It passes from k to k + 1 as p passes the
     mass of the k best, that is, as 1 - p falls below the mass of the others. So of all passages the total - L
-    with the most mass left over are taken. Of equal ones that with fewer items, then the lower layer.
+    with the most mass left over are taken. Passages that tie at the end share what is left to take, in
+    fractions: equal layers get equal counts, which `stretch` cannot drive apart.
     """
-    passages = []
-    for layer, mass in enumerate(masses):
-        left_over = np.cumsum(mass[::-1])[
-            ::-1
-        ]  # of items k, k + 1 ..: summed from the small end, exact there
-        passages += [(-left_over[k], k, layer) for k in range(1, len(mass))]
-    counts = [1] * len(masses)
-    for _, _, layer in sorted(passages)[: total - len(masses)]:
-        counts[layer] += 1
-    return counts
+    layers = np.repeat(np.arange(len(masses)), [len(m) - 1 for m in masses])
+    # Mass of the items k, k + 1 .. of each layer, summed from the small end, where sums are exact.
+    left_over = np.concatenate([np.cumsum(m[::-1])[::-1][1:] for m in masses])
+    counts = np.ones(len(masses))
+    num_taken = total - len(masses)
+    if num_taken:
+        last = np.sort(left_over)[::-1][num_taken - 1]
+        tied = np.isclose(left_over, last, rtol=1e-9, atol=0.0)
+        above = (left_over > last) & ~tied
+        counts += np.bincount(layers[above], minlength=len(masses))
+        share = (num_taken - above.sum()) / tied.sum()
+        counts += share * np.bincount(layers[tied], minlength=len(masses))
+    return [float(c) for c in counts]
 
 
-def stretch(counts: Sequence[int], lo: int, hi: int) -> list[float]:
+def stretch(counts: Sequence[float], lo: int, hi: int) -> list[float]:
     """The linear map about the mean that keeps the sum and takes the counts as wide as [lo, hi] allows.
 
     counts 2 4 6, bounds 3 to 8  ->  3 4 5      counts 3 4 5, bounds 1 to 8  ->  1 4 7
     """
     mean = sum(counts) / len(counts)
     below, above = mean - min(counts), max(counts) - mean
-    if below == 0 or above == 0:
+    if min(below, above) < _SLACK:
         return [mean] * len(counts)
     slope = max(0.0, min((mean - lo) / below, (hi - mean) / above))
     return [mean + slope * (c - mean) for c in counts]

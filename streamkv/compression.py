@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from streamkv.budget import allocate, bounds_around, top_in_time_order
+from streamkv.budget import allocate, bounds_around, budget_policy, top_in_time_order
 from streamkv.config import CompressConfig
 from streamkv.errors import ConfigError
 
@@ -49,6 +49,10 @@ class KeepAll(Compressor):
 
 class Guided(Compressor):
     """Keeps the frames with the highest guidance scores: `keep_ratio` of them, on average over layers."""
+
+    def __init__(self, config: CompressConfig) -> None:
+        super().__init__(config)
+        budget_policy(config.budget.policy)  # an unknown name fails here, not at the first segment
 
     @property
     def needs_scores(self) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamkv.budget import allocate, bounds_around, top_in_time_order
+from streamkv.budget import allocate, bounds_around, budget_policy, top_in_time_order
 from streamkv.config import MethodConfig
 from streamkv.errors import ConfigError
 from streamkv.memory import BlockTable, VideoMemory, last_blocks
@@ -81,6 +81,7 @@ class TopK(Retriever):
     def __init__(self, method: MethodConfig, geometry: Geometry) -> None:
         super().__init__(method, geometry)
         self.config = method.retrieve
+        budget_policy(self.config.budget.policy)  # an unknown name fails here, not at the first question
         self.is_adaptive = self.config.budget.policy != "uniform"
         self._num_recent = min(self.config.recent_blocks, self.config.blocks_per_layer)
 

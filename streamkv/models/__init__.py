@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 
 from streamkv.config import ModelConfig
 from streamkv.errors import ModelError
@@ -35,7 +36,7 @@ def load_model(config: ModelConfig) -> VideoLLM:
     device = _device(config.device)
     try:
         return adapter(folder, device=device, dtype=_dtype(config.dtype, device))
-    except (OSError, ValueError, KeyError, RuntimeError) as exc:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as exc:
         raise ModelError(f"{folder}: the checkpoint cannot be loaded: {exc}") from exc
 
 

@@ -94,7 +94,8 @@ _INTERPOLATION = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # PIL.Image.
 class FrameNormaliser:
     """Pictures to pixel values, as the checkpoint's `preprocessor_config.json` says, in torch on any device.
 
-    It differs from the Pillow path by at most one step of 255 where a resize rounds (test_models.py).
+    Equal to Pillow's but for single steps of 255 where a sum lies on the edge of rounding (test_models.py);
+    Pillow 13 takes the columns first in very tall pictures, which makes up to three.
     """
 
     height: int
@@ -134,12 +135,14 @@ class FrameNormaliser:
 
     def _normalise(self, rgb_Bhw3: Tensor) -> Tensor:
         pixels = rgb_Bhw3.permute(0, 3, 1, 2).float()
-        if pixels.shape[-2:] != (self.height, self.width):
-            antialias = self.interpolation != "nearest-exact"
-            pixels = torch.nn.functional.interpolate(
-                pixels, size=(self.height, self.width), mode=self.interpolation, antialias=antialias
-            )
-            pixels = pixels.round().clamp(0, 255)  # Pillow resizes bytes to bytes
+        antialias = self.interpolation != "nearest-exact"
+        # Pillow resizes bytes to bytes, first each row, then each column, and rounds after both.
+        for size in ((pixels.shape[-2], self.width), (self.height, self.width)):
+            if pixels.shape[-2:] != size:
+                pixels = torch.nn.functional.interpolate(
+                    pixels, size=size, mode=self.interpolation, antialias=antialias
+                )
+                pixels = pixels.round().clamp(0, 255)
         mean, std = (pixels.new_tensor(c).view(3, 1, 1) for c in (self.mean, self.std))
         return (pixels * self.factor - mean) / std
 

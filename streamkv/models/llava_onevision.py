@@ -27,8 +27,7 @@ class LlavaOnevision(VideoLLM):
 
     def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype, self._folder = device, dtype, folder
-        model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-        self._model = model.to(device).eval().requires_grad_(False)
+        self._model: Any = _load_weights(folder, dtype).to(device)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self._decoder: Any = self._model.model.language_model
         self.geometry = _geometry(self._model.config)
@@ -101,6 +100,16 @@ class LlavaOnevision(VideoLLM):
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             ),
         )
+
+
+def _load_weights(folder: Path, dtype: torch.dtype) -> Any:
+    """The model for inference; a weight that the files lack is an error, not a random number."""
+    model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise ModelError(f"{folder}: the weights lack {', '.join(sorted(info['missing_keys'])[:5])} ...")
+    return model.eval().requires_grad_(False)
 
 
 def _geometry(config: Any) -> Geometry:

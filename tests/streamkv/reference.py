@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from tiny import CHAT_TEMPLATE
 from torch import Tensor
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
+from streamkv.attention import KV, attend
 from streamkv.models import VideoLLM
 
 
@@ -49,3 +51,91 @@ def generate_with_transformers(
     )
     answer = out.sequences[0, ids["input_ids"].shape[1] :].tolist()
     return Generated(answer, out.logits[0][0])
+
+
+def rotate(x_d: Tensor, position: int, inv_freq: Tensor) -> Tensor:
+    """One vector, as complex numbers in float64."""
+    half = x_d.shape[0] // 2
+    pairs = torch.complex(x_d[:half].double(), x_d[half:].double())
+    turned = pairs * torch.polar(torch.ones(half, dtype=torch.float64), position * inv_freq.double())
+    return torch.cat((turned.real, turned.imag)).float()
+
+
+def attend_stream_slowly(
+    q_THd: Tensor, system: KV, stream: KV, inv_freq: Tensor, *, num_past: int, n_local: int
+) -> Tensor:
+    """(T, H, d). `stream` holds all tokens since the stream began; each pair is looked at by itself."""
+    T, H, d = q_THd.shape
+    heads_per_group = H // stream.keys_TGd.shape[1]
+    S, out = system.num_tokens, torch.zeros(T, H, d)
+    for t in range(T):
+        now = S + num_past + t
+        for h in range(H):
+            g, scores, values = h // heads_per_group, [], []
+            for s in range(S):
+                distance = now - s if not n_local else min(now - s, n_local)
+                query = rotate(q_THd[t, h], distance, inv_freq)
+                scores.append(float(query @ system.keys_TGd[s, g]) / d**0.5)
+                values.append(system.values_TGd[s, g])
+            for j in range(num_past + t + 1):
+                distance = num_past + t - j
+                if not n_local or distance < n_local:
+                    query = rotate(q_THd[t, h], distance, inv_freq)
+                    scores.append(float(query @ stream.keys_TGd[j, g]) / d**0.5)
+                    values.append(stream.values_TGd[j, g])
+            out[t, h] = torch.tensor(scores).softmax(0) @ torch.stack(values)
+    return out
+
+
+def count_at_mass(mass: Sequence[Fraction], p: Fraction) -> int:
+    """The least k whose k first shares hold p."""
+    held = Fraction(0)
+    for k, share in enumerate(mass, start=1):
+        held += share
+        if held >= p:
+            return k
+    return len(mass)
+
+
+def counts_by_search(masses: Sequence[Sequence[Fraction]], total: int) -> list[int] | None:
+    """Counts that sum to total at one mass p, in exact arithmetic; None where ties leave no such p."""
+    edges = {sum(mass[:k], Fraction(0)) for mass in masses for k in range(1, len(mass) + 1)}
+    for p in sorted(edges):
+        counts = [count_at_mass(mass, p) for mass in masses]
+        if sum(counts) == total:
+            return counts
+    return None
+
+
+def closed_segments(features: Sequence[Tensor], min_frames: int, theta: float) -> list[list[int]]:
+    """Frame numbers of each semantic segment, the last one open; without merging."""
+    means = [f.mean(dim=0) for f in features]
+    runs: list[list[int]] = [[0]]
+    for t in range(1, len(features)):
+        similar = torch.cosine_similarity(means[t], means[t - 1], dim=0) > theta
+        if len(runs[-1]) < min_frames or similar:
+            runs[-1].append(t)
+        else:
+            runs.append([t])
+    return runs
+
+
+@torch.inference_mode()
+def whole_forward_kv(model: VideoLLM, tokens_TD: Tensor) -> list[WholeLayer]:
+    """Every layer of one plain causal forward, each token at its own position."""
+    positions = torch.arange(len(tokens_TD))
+    layers, hidden = [], tokens_TD
+    for layer in range(model.num_layers):
+        q, k, v = model.qkv(layer, hidden)
+        layers.append(WholeLayer(q, k, v))
+        attended = attend(model.rope(q, positions), model.rope(k, positions), v)
+        hidden = model.finish_layer(layer, hidden, attended)
+    return layers
+
+
+class WholeLayer(NamedTuple):
+    """Before rotary embedding."""
+
+    queries_THd: Tensor
+    keys_TGd: Tensor
+    values_TGd: Tensor

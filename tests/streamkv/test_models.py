@@ -226,7 +226,7 @@ def test_spoilt_checkpoint_is_a_model_error(spoil: object, message: str, folder:
 
 def test_missing_weight_is_an_error_not_a_random_number(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
-    del weights["model.language_model.layers.1.mlp.up_proj.weight"]
+    del weights[next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"the weights lack .*layers.1.mlp.up_proj.weight"):
         load(folder)

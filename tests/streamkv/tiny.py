@@ -1,4 +1,4 @@
-"""A tiny random LLaVA-OneVision in Hugging Face format, and its data. Each axis has its own size: a swap fails."""
+"""A tiny random LLaVA-OneVision in Hugging Face format, and data. Each axis has its size: a swap fails."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_tiny_checkpoint(
     dtype: torch.dtype = torch.float32,
     **text: Any,
 ) -> Path:
-    """Writes config, weights, tokenizer and preprocessor settings; returns the folder. `text`: decoder settings."""
+    """Writes config, weights, tokenizer and preprocessor settings. `text`: more settings of the decoder."""
     tokenizer = _tokenizer()
     config = _config(tokenizer, num_layers, text)
     torch.manual_seed(seed)
@@ -84,7 +84,7 @@ def random_segment_kv(
     kept: Sequence[int] | None = None,
     seed: int = 0,
 ) -> SegmentKV:
-    """Random blocks; `kept` counts those of each layer (default: all frames), the last one stands for a summary."""
+    """Random blocks; `kept` counts those of each layer (default: all frames); the last is the summary."""
     generator = torch.Generator().manual_seed(1000 * seed + segment_no)
     shape = (geometry.frame_tokens, geometry.num_kv_heads, geometry.head_dim)
     start_s, layers = 8.0 * segment_no, []

@@ -1,0 +1,351 @@
+"""The engine against transformers where everything is kept, and against fresh forwards where it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reference import generate_with_transformers
+from tiny import FRAME_TOKENS, random_frames, random_segment_kv, write_tiny_checkpoint
+
+from streamkv.attention import attend, attend_with_weights
+from streamkv.config import (
+    BudgetConfig,
+    CompressConfig,
+    MethodConfig,
+    ModelConfig,
+    RetrieveConfig,
+    SegmentConfig,
+    load_config,
+    preset_names,
+)
+from streamkv.engine import Engine, check_question, find_evidence
+from streamkv.errors import ConfigError, ForeignStoreError, QuestionError, StoreError
+from streamkv.memory import InMemoryVideo
+from streamkv.models import VideoLLM, load_model
+from streamkv.segmentation import Segmenter
+from streamkv.types import Geometry
+
+N = FRAME_TOKENS
+FIVE_BLOCKS = ("method.retrieve.blocks_per_layer=5", "method.retrieve.recent_blocks=1")
+QUESTION = "what is the colour of the bus"
+
+
+def preset(name: str, *overrides: str) -> MethodConfig:
+    return load_config(overrides=[f"preset={name}", *overrides]).method
+
+
+def ingest(engine: Engine, frames: list[np.ndarray], *, together: bool = True) -> InMemoryVideo:
+    """Encode, segment and prefill; 2 seconds a frame."""
+    memory, window = InMemoryVideo(engine.model.geometry), engine.open_window()
+    segmenter = Segmenter(engine.method.segment)
+    features = (
+        engine.model.encode_frames(frames)
+        if together
+        else [engine.model.encode_frames([f])[0] for f in frames]
+    )
+    closed = [segmenter.push(f, 2.0 * t, 2.0 * (t + 1)) for t, f in enumerate(features)]
+    for segment in [*closed, segmenter.flush()]:
+        if segment is not None:
+            memory.add(engine.prefill(window, segment))
+    return memory
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("max_frames", [3, 16], ids=["three segments", "one segment"])
+def test_full_preset_equals_transformers_generate(seed: int, max_frames: int, tmp_path: Path) -> None:
+    """frames -> Segmenter -> prefill -> memory -> answer  ==  model.generate(pixel_values_videos)."""
+    folder = write_tiny_checkpoint(tmp_path, seed=seed)
+    model, frames = load_model(ModelConfig(path=str(folder))), random_frames(7, seed=seed)
+    engine = Engine(model, preset("full", f"method.segment.max_frames={max_frames}"))
+    memory = ingest(engine, frames)
+    expected = generate_with_transformers(folder, model, frames, QUESTION, max_new_tokens=10)
+    torch.testing.assert_close(engine.read(memory, QUESTION).logits, expected.logits, atol=1e-4, rtol=0)
+    answer = engine.answer(memory, QUESTION, max_new_tokens=10)
+    words = [t for t in expected.token_ids if t not in model.eos_token_ids]
+    assert answer.text == model.decode(words).strip()
+    assert answer.num_tokens == len(words)
+    assert answer.blocks_per_layer == (7, 7, 7)
+
+
+def test_answer_stops_at_the_end_token(tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(tiny_model, preset("full"))
+    memory = ingest(engine, random_frames(3))
+    whole = engine.answer(memory, QUESTION, max_new_tokens=6)
+    first = int(engine.read(memory, QUESTION).logits.argmax())
+    monkeypatch.setattr(tiny_model, "eos_token_ids", frozenset({first}))
+    ended = engine.answer(memory, QUESTION, max_new_tokens=6)
+    assert (ended.text, ended.num_tokens) == ("", 0)
+    assert whole.num_tokens > 0
+
+
+def test_positions_given_at_retrieval_equal_a_fresh_forward(one_layer_model: VideoLLM) -> None:
+    """With one layer keys and values do not depend on what came before, so a forward over just
+    [system | the retrieved frames | question] must give the same logits."""
+    method = MethodConfig(
+        segment=SegmentConfig(policy="uniform", min_frames=1, max_frames=3),
+        compress=CompressConfig(policy="none", summary=False),
+        retrieve=RetrieveConfig(
+            blocks_per_layer=4, recent_blocks=1, candidate_segments=0, budget=BudgetConfig("uniform")
+        ),
+    )
+    engine, frames = Engine(one_layer_model, method), random_frames(9)
+    reading = engine.read(ingest(engine, frames), QUESTION)
+    choice = reading.layers[0].choice
+    chosen = [
+        3 * no + slot for no, slot in zip(choice.segment_nos.tolist(), choice.slots.tolist(), strict=True)
+    ]
+    assert len(chosen) == 4
+    assert chosen != [5, 6, 7, 8]  # else nothing was skipped
+
+    video = one_layer_model.encode_frames([frames[i] for i in chosen]).flatten(0, 1)
+    prompt = one_layer_model.question_prompt(QUESTION).embeds_TD
+    hidden = torch.cat((one_layer_model.system_embeds(), video, prompt))
+    positions = torch.arange(len(hidden))
+    q, k, v = one_layer_model.qkv(0, hidden)
+    attended = attend(one_layer_model.rope(q, positions), one_layer_model.rope(k, positions), v)
+    logits = one_layer_model.logits(one_layer_model.finish_layer(0, hidden, attended))[-1]
+    torch.testing.assert_close(reading.logits, logits, atol=1e-4, rtol=0)
+
+
+def test_layers_with_different_counts_place_the_question_after_their_own_blocks(tiny_model: VideoLLM) -> None:
+    """A layer's forward from stored keys, by hand: [system | b blocks | prompt] at positions 0, 1, 2 ..."""
+    engine = Engine(tiny_model, preset("streamkv", *FIVE_BLOCKS))
+    geometry = tiny_model.geometry
+    memory = InMemoryVideo(geometry, [random_segment_kv(geometry, no, kept=(2, 4, 3)) for no in range(4)])
+    reading = engine.read(memory, QUESTION)
+    counts = [layer.choice.num_blocks for layer in reading.layers]
+    assert len(set(counts)) > 1
+    assert sum(counts) == 15
+
+    hidden = tiny_model.question_prompt(QUESTION).embeds_TD
+    for layer, state in enumerate(reading.layers):
+        torch.testing.assert_close(state.input_TD, hidden, atol=1e-4, rtol=1e-4)
+        q, k, v = tiny_model.qkv(layer, hidden)
+        blocks = memory.gather(layer, state.choice.segment_nos, state.choice.slots)
+        system = engine.system[layer]
+        keys = torch.cat((system.keys_TGd, blocks.keys_bNGd.flatten(0, 1), k))
+        values = torch.cat((system.values_TGd, blocks.values_bNGd.flatten(0, 1), v))
+        positions = torch.arange(len(keys))
+        attended, weights = attend_with_weights(
+            tiny_model.rope(q, positions[-len(q) :]), tiny_model.rope(keys, positions), values
+        )
+        by_block = weights.mean(0)[system.num_tokens : -len(q)].view(-1, N).sum(1)
+        torch.testing.assert_close(state.block_mass_b, by_block, atol=1e-5, rtol=1e-4)
+        hidden = tiny_model.finish_layer(layer, hidden, attended)
+    torch.testing.assert_close(reading.logits, tiny_model.logits(hidden)[-1], atol=1e-4, rtol=1e-4)
+
+
+def test_second_pass_takes_adapted_counts_of_the_first_passes_scores(tiny_model: VideoLLM) -> None:
+    """First pass == the method with uniform budgets; its candidates, allocated, are what the second reads."""
+    adaptive = Engine(tiny_model, preset("streamkv", *FIVE_BLOCKS))
+    uniform = Engine(
+        tiny_model,
+        preset("streamkv", *FIVE_BLOCKS, "method.retrieve.budget.policy=uniform"),
+    )
+    geometry = tiny_model.geometry
+    memory = InMemoryVideo(geometry, [random_segment_kv(geometry, no) for no in range(6)])
+    first, second = uniform.read(memory, QUESTION), adaptive.read(memory, QUESTION)
+    assert [layer.choice.num_blocks for layer in first.layers] == [5, 5, 5]
+    prompt = tiny_model.question_prompt(QUESTION)
+    candidates = []
+    for layer, state in enumerate(first.layers):
+        q, _, _ = tiny_model.qkv(layer, state.input_TD)
+        query = q[prompt.question].mean(0).view(2, 3, -1).sum(1).flatten()
+        candidates.append(adaptive.retriever.look(memory, layer, query))
+    counts = adaptive.retriever.allocate(candidates)
+    assert counts != [5, 5, 5]
+    for state, candidate, count in zip(second.layers, candidates, counts, strict=True):
+        assert state.choice.same_as(adaptive.retriever.choose(candidate, count))
+
+
+def test_one_pass_when_nothing_adapts(tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uniform budgets run each layer once; adaptive ones twice, or once when every block is read anyway."""
+    geometry = tiny_model.geometry
+    memory = InMemoryVideo(geometry, [random_segment_kv(geometry, no) for no in range(6)])
+    calls: list[int] = []
+    original = type(tiny_model).finish_layer
+
+    def count(self: VideoLLM, layer: int, *args: torch.Tensor) -> torch.Tensor:
+        calls.append(layer)
+        return original(self, layer, *args)
+
+    all_of_them = "method.retrieve.blocks_per_layer=64"
+    engines = [
+        Engine(tiny_model, preset("streamkv", *FIVE_BLOCKS, "method.retrieve.budget.policy=uniform")),
+        Engine(tiny_model, preset("streamkv", *FIVE_BLOCKS)),
+        Engine(tiny_model, preset("streamkv", all_of_them)),
+    ]
+    monkeypatch.setattr(type(tiny_model), "finish_layer", count)
+    runs = []
+    for engine in engines:
+        calls.clear()
+        engine.read(memory, QUESTION)
+        runs.append(list(calls))
+    assert runs[0] == [0, 1, 2]
+    assert runs[1][:3] == [0, 1, 2]
+    assert len(runs[1]) > 3
+    assert runs[2] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("num_frames", [1, 2, 23])
+def test_every_preset_answers(name: str, num_frames: int, tiny_model: VideoLLM) -> None:
+    engine = Engine(tiny_model, preset(name))
+    memory = ingest(engine, random_frames(num_frames))
+    pieces: list[str] = []
+    answer = engine.answer(memory, QUESTION, max_new_tokens=5, on_token=pieces.append)
+    assert "".join(pieces) == answer.text
+    assert answer.as_of_s == 2.0 * num_frames
+    assert len(answer.blocks_per_layer) == 3
+    assert all(count >= 1 for count in answer.blocks_per_layer)
+    assert sum(e.weight for e in answer.evidence) == pytest.approx(1.0) or len(answer.evidence) == 5
+    assert set(answer.timings_ms) == {"query", "search", "fetch", "prefill", "first_token", "total"}
+    assert 0 < answer.timings_ms["first_token"] <= answer.timings_ms["total"]
+
+
+@pytest.mark.parametrize("name", ["full", "streamkv"])
+def test_frame_by_frame_equals_at_once(name: str, tiny_model: VideoLLM) -> None:
+    engine, frames = Engine(tiny_model, preset(name)), random_frames(9)
+    together, alone = ingest(engine, frames), ingest(engine, frames, together=False)
+    ours, theirs = engine.read(alone, QUESTION), engine.read(together, QUESTION)
+    torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
+    assert engine.answer(alone, QUESTION).text == engine.answer(together, QUESTION).text
+
+
+def test_same_question_gives_the_same_answer(tiny_model: VideoLLM) -> None:
+    """Reading changes neither the memory nor the system prompt's cache."""
+    engine = Engine(tiny_model, preset("streamkv"))
+    memory = ingest(engine, random_frames(9))
+    first = engine.read(memory, QUESTION).logits
+    engine.answer(memory, "where is the dog")
+    assert torch.equal(engine.read(memory, QUESTION).logits, first)
+
+
+def test_window_reopens_from_memory(tiny_model: VideoLLM) -> None:
+    engine, frames = Engine(tiny_model, preset("rekv", "method.segment.max_frames=2")), random_frames(6)
+    whole = ingest(engine, frames)
+    memory = ingest(engine, frames[:4])
+    segmenter = Segmenter(engine.method.segment, segment_no=2)
+    for t, features in enumerate(engine.model.encode_frames(frames[4:]), start=4):
+        if segment := segmenter.push(features, 2.0 * t, 2.0 * (t + 1)):
+            memory.add(engine.prefill(engine.open_window(memory), segment))
+    torch.testing.assert_close(engine.read(memory, QUESTION).logits, engine.read(whole, QUESTION).logits)
+
+
+def test_evidence_is_the_share_of_attention_on_video(tiny_model: VideoLLM) -> None:
+    engine = Engine(tiny_model, preset("rekv", "method.segment.max_frames=2", *FIVE_BLOCKS))
+    memory = ingest(engine, random_frames(16))
+    reading = engine.read(memory, QUESTION)
+    evidence = find_evidence(reading, memory, count=99)
+    assert sum(e.weight for e in evidence) == pytest.approx(1.0)
+    assert [e.weight for e in evidence] == sorted((e.weight for e in evidence), reverse=True)
+    for e in evidence:
+        shares = [
+            float(
+                s.block_mass_b[torch.from_numpy(s.choice.segment_nos == e.segment_no)].sum()
+                / s.block_mass_b.sum()
+            )
+            for s in reading.layers
+        ]
+        assert e.weight == pytest.approx(sum(shares) / 3)
+        assert e.layers == sum(e.segment_no in s.choice.segment_nos for s in reading.layers)
+        assert (e.start_s, e.end_s) == (4.0 * e.segment_no, 4.0 * e.segment_no + 4)
+    assert find_evidence(reading, memory) == evidence[:5]
+
+
+def test_evidence_names_the_segment_whose_keys_fit(one_layer_model: VideoLLM) -> None:
+    """A block whose keys are the last token's own query, many times over, takes the attention."""
+    engine, geometry = Engine(one_layer_model, preset("full")), one_layer_model.geometry
+    memory = InMemoryVideo(geometry, [random_segment_kv(geometry, no, num_frames=1) for no in range(8)])
+    q, _, _ = one_layer_model.qkv(0, one_layer_model.question_prompt(QUESTION).embeds_TD)
+    num_system = engine.system[0].num_tokens
+    distance = torch.tensor([num_system + 8 * N + len(q) - 1 - (num_system + 3 * N)])
+    turned = (
+        one_layer_model.rope(q[-1:], distance).view(2, 3, -1).mean(1)
+    )  # seen from the block's first token
+    memory._by_no[3].layers[0].keys_bNGd[0, 0] = 50 * turned
+    (top, *_) = engine.answer(memory, QUESTION, max_new_tokens=1).evidence
+    assert top.segment_no == 3
+    assert top.weight > 0.5
+
+
+def test_half_precision_blocks_answer_a_float32_model(tiny_model: VideoLLM) -> None:
+    """A store may keep fp16: blocks are converted when they are fetched."""
+    engine = Engine(tiny_model, preset("full"))
+    exact = ingest(engine, random_frames(4))
+    half = InMemoryVideo(tiny_model.geometry)
+    for segment in exact._by_no.values():
+        layers = tuple(
+            type(b)(b.keys_bNGd.half(), b.values_bNGd.half(), b.frame_ids, b.spans_s) for b in segment.layers
+        )
+        half.add(type(segment)(**{**vars(segment), "layers": layers}))
+    logits = engine.read(half, QUESTION).logits
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, engine.read(exact, QUESTION).logits, atol=0.05, rtol=0.05)
+
+
+def test_bfloat16_model_runs_every_stage(tiny_folder: Path) -> None:
+    model = load_model(ModelConfig(path=str(tiny_folder), dtype="bfloat16"))
+    engine = Engine(model, preset("streamkv", "method.n_local=40"))
+    memory = ingest(engine, random_frames(12))
+    assert memory.gather(0, np.array([0]), np.array([0])).keys_bNGd.dtype == torch.bfloat16
+    assert engine.answer(memory, QUESTION, max_new_tokens=3).num_tokens > 0
+
+
+def test_pieces_wait_for_whole_characters(tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte-level tokenizer may end a token within a character; space at the end is stripped at last."""
+    texts = {0: "", 1: " a", 2: " a \ufffd", 3: " a é ", 4: " a é b"}
+    monkeypatch.setattr(type(tiny_model), "decode", lambda self, ids: texts[len(ids)])
+    engine, pieces = Engine(tiny_model, preset("full")), list[str]()
+    answer = engine.answer(
+        ingest(engine, random_frames(2)), QUESTION, max_new_tokens=4, on_token=pieces.append
+    )
+    assert answer.text == "a é b"
+    assert pieces == ["a", " é", " b"]
+
+
+def test_error_of_on_token_ends_the_answer(tiny_model: VideoLLM) -> None:
+    engine = Engine(tiny_model, preset("full"))
+    memory = ingest(engine, random_frames(2))
+
+    def hang_up(piece: str) -> None:
+        raise ConnectionResetError(piece)
+
+    with pytest.raises(ConnectionResetError):
+        engine.answer(memory, QUESTION, on_token=hang_up)
+
+
+def test_empty_memory_says_what_to_do(tiny_model: VideoLLM) -> None:
+    engine = Engine(tiny_model, preset("streamkv"))
+    with pytest.raises(StoreError, match=r"nothing of this stream is committed yet.*wait until"):
+        engine.answer(InMemoryVideo(tiny_model.geometry), QUESTION)
+
+
+def test_memory_of_another_shape_is_refused(tiny_model: VideoLLM) -> None:
+    other = Geometry(num_layers=2, num_heads=6, num_kv_heads=2, head_dim=8, hidden_dim=48, frame_tokens=9)
+    memory = InMemoryVideo(other, [random_segment_kv(other, 0)])
+    with pytest.raises(ForeignStoreError, match=r"num_layers=2.*num_layers=3"):
+        Engine(tiny_model, preset("streamkv")).answer(memory, QUESTION)
+
+
+@pytest.mark.parametrize("question", ["", "   ", "\n\t"])
+def test_empty_question_is_refused(question: str, tiny_model: VideoLLM) -> None:
+    engine = Engine(tiny_model, preset("full"))
+    memory = ingest(engine, random_frames(1))
+    with pytest.raises(QuestionError, match="got no text"):
+        engine.answer(memory, question)
+
+
+def test_check_question() -> None:
+    assert check_question("  when? ", 5) == "when?"
+    with pytest.raises(QuestionError, match="got 6 characters, allowed 5"):
+        check_question("where?", 5)
+
+
+@pytest.mark.parametrize("key", ["segment", "compress", "retrieve", "compress.budget", "retrieve.budget"])
+def test_unknown_policies_fail_when_the_engine_is_built(key: str, tiny_model: VideoLLM) -> None:
+    with pytest.raises(ConfigError, match=r"policy: unknown 'magic'; known: "):
+        Engine(tiny_model, preset("streamkv", f"method.{key}.policy=magic"))
