@@ -30,6 +30,7 @@ NUMBERS = tuple(f"{n:02d}" for n in range(100))
 SYSTEM_PROMPT = "you watch the town square. answer questions about it."
 
 CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n" + SYSTEM_PROMPT + "<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}"

@@ -31,6 +31,8 @@ class ClipSpec:
     scenes: tuple[int, int]
     frames: tuple[int, int]  # sampled frames of a scene
     questions: int
+    kinds: tuple[str, ...] = ()  # kinds of question; empty: all
+    refs: tuple[str, ...] = ()  # ways to name the moment; empty: all
     summary: float = 0.0  # share of clips with a mean frame after each scene
     drop: float = 0.0  # share of questions that see only some of the frames, as after compression and retrieval
 
@@ -87,7 +89,7 @@ ClipMaker = Callable[[random.Random, ClipSpec], Clip]
 
 
 def make_batch(
-    rng: random.Random, spec: ClipSpec, size: int, kinds: frozenset[str] | None = None, clip: ClipMaker = make_clip
+    rng: random.Random, spec: ClipSpec, size: int, clip: ClipMaker = make_clip
 ) -> Batch:
     """Draws `size` clips and their questions."""
     clips = [clip(rng, spec) for _ in range(size)]
@@ -107,15 +109,19 @@ def make_batch(
             if with_summary[b]:
                 frame_scene[b, f], mean_of[b, f, first:f] = s, 1 / (f - first)
                 f += 1
-    asked = [_questions(rng, c.world, spec.questions, kinds) for c in clips]
+    asked = [_questions(rng, c.world, spec) for c in clips]
     return _pack(rng, spec, [c.world for c in clips], asked, attributes, frame_scene, mean_of)
 
 
-def _questions(rng: random.Random, world: World, count: int, kinds: frozenset[str] | None) -> list[Question]:
-    found = make_questions(world, count if kinds is None else 4 * count, rng.randrange(1 << 40))
-    if kinds is not None:
-        found = [q for q in found if q.kind in kinds][:count]
-    return found
+def _questions(rng: random.Random, world: World, spec: ClipSpec) -> list[Question]:
+    if not spec.kinds and not spec.refs:
+        return make_questions(world, spec.questions, rng.randrange(1 << 40))
+    found = [
+        q
+        for q in make_questions(world, 12 * spec.questions, rng.randrange(1 << 40))
+        if (not spec.kinds or q.kind in spec.kinds) and (not spec.refs or q.ref in spec.refs)
+    ]
+    return found[: spec.questions]
 
 
 def question_tokens(question: Question) -> tuple[list[int], int, list[int]]:

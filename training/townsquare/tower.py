@@ -72,6 +72,28 @@ def read_loss(eyes: Eyes, tokens: Tensor, values: list[list[tuple[int, ...]]], r
     return loss / sum(map(len, CELL_SLOTS))
 
 
+@torch.no_grad()
+def turn_towards(eyes: Eyes, table: Tensor, rng: random.Random, frames: int = 1600) -> None:
+    """Composes the projector's last layer with the linear map that best takes its tokens to the cell vectors.
+
+    Pooling is linear too, so that the map may stand before it.
+    """
+    tokens, aims = [], []
+    for _ in range(frames // 64):
+        pictures, _, ids = draw_batch(rng, 64)
+        tokens.append(eyes(to_pixels(pictures)).flatten(0, 1))
+        aims.append(table[torch.from_numpy(ids)].sum(-2).flatten(0, 1))
+    x, y = torch.cat(tokens).double(), torch.cat(aims).double()
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    x, y = x - x_mean, y - y_mean
+    ridge = 1e-3 * x.pow(2).mean() * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
+    turn = torch.linalg.solve(x.T @ x + ridge, x.T @ y)
+    print(json.dumps({"apart after turning": round(((x @ turn - y).pow(2).mean() / y.pow(2).mean()).item(), 4)}), flush=True)
+    last = eyes.model.model.multi_modal_projector.linear_2
+    last.bias.copy_(((last.bias.double() - x_mean) @ turn + y_mean).float())
+    last.weight.copy_((turn.T @ last.weight.double()).float())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
@@ -90,6 +112,8 @@ def main() -> None:
     if args.source:
         eyes.load_state_dict(torch.load(args.source))
     table = torch.load(args.like)["eyes.table.weight"] if args.like else None
+    if table is not None:
+        turn_towards(eyes, table, rng)
     params = [p for n, p in eyes.named_parameters() if "language_model" not in n and "lm_head" not in n]
     optimizer = torch.optim.AdamW(params, lr=args.lr, weight_decay=0.01, betas=(0.9, 0.98))
     began, step, said = time.time(), 0, time.time()
@@ -101,12 +125,11 @@ def main() -> None:
         pixels = to_pixels(pictures)
         pixels = pixels * (1 + 0.05 * torch.randn(len(pixels), 1, 1, 1)) + 0.03 * torch.randn_like(pixels)
         tokens = eyes(pixels)
-        loss = read_loss(eyes, tokens, values, right)
-        apart = torch.zeros(())
+        loss, apart = read_loss(eyes, tokens, values, right), torch.zeros(())
         if table is not None:
             aim = table[torch.from_numpy(ids)].sum(-2)
             apart = (tokens - aim).pow(2).mean() / aim.var()
-            loss = 0.2 * loss + apart
+            loss = apart
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(params, 1.0)
