@@ -7,6 +7,7 @@ source waits.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
@@ -149,6 +150,7 @@ class DecodeEncode:
             started=self._parts is not None,
             totals=self.clock.totals(),
             feeds={s.spec.stream_id: _status(s) for s in self._now()},
+            pid=os.getpid(),
             failure=self._failure,
         )
 

@@ -1,22 +1,26 @@
-"""What the actors load when they start: the library's objects, from the configuration."""
+"""What the actors load when they start: the library's objects, from the configuration.
+
+Imports of models and engine stand inside the functions: the supervisor names these, and stays small.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from actors.decode_encode import DecodeParts
 from actors.messages import StreamSpec
 from actors.prefill import PrefillParts
 from streamkv.config import PipelineConfig
-from streamkv.engine import Engine
 from streamkv.memory import VideoMemory
-from streamkv.models import VideoLLM, load_model
-from streamkv.segmentation import Segmenter
 from streamkv.store import ModelIdentity, SegmentStore
 from streamkv.types import Frame
 from streamkv.video import OnGap, sample_frames
+
+if TYPE_CHECKING:
+    from streamkv.models import VideoLLM
 
 
 def identity_of(model: VideoLLM) -> ModelIdentity:
@@ -25,6 +29,9 @@ def identity_of(model: VideoLLM) -> ModelIdentity:
 
 
 def load_decode_parts(config: PipelineConfig) -> DecodeParts:
+    from streamkv.models import load_model
+    from streamkv.segmentation import Segmenter
+
     return DecodeParts(
         encoder=load_model(config.model),
         make_segmenter=partial(Segmenter, config.method.segment),
@@ -33,6 +40,9 @@ def load_decode_parts(config: PipelineConfig) -> DecodeParts:
 
 
 def load_prefill_parts(config: PipelineConfig) -> PrefillParts:
+    from streamkv.engine import Engine
+    from streamkv.models import load_model
+
     model = load_model(config.model)
     identity = identity_of(model)
     return PrefillParts(

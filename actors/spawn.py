@@ -1,41 +1,59 @@
 """The one place that makes Ray actors: what each costs, where it may run, and what happens when it dies.
 
-| actor        | on nodes with | when it dies                                                 |
-| ---          | ---           | ---                                                          |
-| Supervisor   | anything      | detached; Ray starts it again, and it resumes every stream   |
+| actor        | on nodes with | when it dies                                                  |
+| ---          | ---           | ---                                                           |
+| Supervisor   | anything      | detached; Ray starts it again, and it resumes every stream    |
 | DecodeEncode | decode_encode | Ray starts it again, the supervisor resumes its streams there |
-| Prefill      | prefill       | the same; windows are rebuilt from the store                 |
-| StoreActor   | prefill       | Ray starts it again; it holds nothing but the open catalog   |
+| Prefill      | prefill       | the same; windows are rebuilt from the store                  |
+| StoreActor   | prefill       | Ray starts it again; it holds nothing but the open catalog    |
 
 The three workers are owned by the supervisor and go with it: nobody writes whom nobody supervises. Should one
 live on for a moment, behind a cut network, its epoch is stale and it commits nothing.
+
+Importing this is cheap; the classes are imported where they are made actors of.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from actors.decode_encode import DecodeEncode
-from actors.handles import CONTROL, CommitThroughStore, DecodeHandle, PrefillHandle, RaySink, StoreHandle
-from actors.parts import load_decode_parts, load_prefill_parts
-from actors.prefill import Prefill
-from actors.store_actor import StoreActor
-from actors.supervisor import Supervisor
-from streamkv.config import PipelineConfig, PoolConfig
-from streamkv.store import ModelIdentity
+from actors.front import SupervisorFront
+from actors.roles import DECODE_ENCODE, NAMESPACE, PREFILL, ROLE_SHARE, SUPERVISOR
 
-NAMESPACE = "streamkv"
-SUPERVISOR = "supervisor"
+if TYPE_CHECKING:
+    from actors.handles import CommitThroughStore, DecodeHandle, PrefillHandle, RaySink, StoreHandle
+    from streamkv.config import PipelineConfig, PoolConfig
+    from streamkv.store import ModelIdentity
+
 FOREVER = -1
+CONTROL = "control"
+"""The concurrency group that answers beside the work."""
 
-DECODE_ENCODE, PREFILL, ANSWER = "decode_encode", "prefill", "answer"
-ROLES = (DECODE_ENCODE, PREFILL, ANSWER)
-"""Ray resources that a node offers when these actors may run there; a single machine offers all three."""
-ROLE_SHARE = 0.001
-"""How much of a role's resource an actor takes: it chooses the node, it counts nothing."""
+
+def find_supervisor() -> Any:
+    """The running supervisor's handle; ValueError when there is none."""
+    return ray.get_actor(SUPERVISOR, namespace=NAMESPACE)
+
+
+def ensure_supervisor(config: PipelineConfig) -> Any:
+    """The cluster's supervisor; started if there is none. Whoever comes second gets the first one's.
+
+    The caller must live until it has answered once: Ray may lose a detached actor whose maker leaves (#24890).
+    """
+    options = {
+        "num_cpus": 0,
+        "max_restarts": FOREVER,
+        "max_task_retries": 0,
+        "max_concurrency": 16,
+        "name": SUPERVISOR,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+    }
+    return ray.remote(**options)(SupervisorFront).remote(config)
 
 
 class RayWorkers:
@@ -45,48 +63,41 @@ class RayWorkers:
         self._config = config
 
     def decoder(self) -> DecodeHandle:
+        from actors.decode_encode import DecodeEncode
+        from actors.handles import DecodeHandle
+        from actors.parts import load_decode_parts
+
         config = self._config
         actor = _worker(DecodeEncode, config.encode, DECODE_ENCODE, control_threads=4)
         load = partial(load_decode_parts, config)
         return DecodeHandle(actor.remote(load, config.source, in_flight=config.prefill.in_flight))
 
     def prefiller(self) -> PrefillHandle:
-        config = self._config
-        actor = _worker(Prefill, config.prefill, PREFILL, control_threads=1)
-        return PrefillHandle(actor.remote(partial(load_prefill_parts, config)))
+        from actors.handles import PrefillHandle
+        from actors.parts import load_prefill_parts
+        from actors.prefill import Prefill
+
+        actor = _worker(Prefill, self._config.prefill, PREFILL, control_threads=1)
+        return PrefillHandle(actor.remote(partial(load_prefill_parts, self._config)))
 
     def store(self, identity: ModelIdentity) -> StoreHandle:
+        from actors.handles import StoreHandle
+        from actors.store_actor import StoreActor
+
         store = self._config.store
-        actor = ray.remote(
-            num_cpus=0, resources={PREFILL: ROLE_SHARE}, max_restarts=FOREVER, max_concurrency=8
-        )(StoreActor)
+        options = {"num_cpus": 0, "resources": {PREFILL: ROLE_SHARE}, "max_restarts": FOREVER}
+        actor = ray.remote(max_concurrency=8, **options)(StoreActor)
         return StoreHandle(actor.remote(store.root, store.catalog_url, identity))
 
     def sink(self, prefill: PrefillHandle, store: StoreHandle) -> RaySink:
+        from actors.handles import RaySink
+
         return RaySink(prefill, store)
 
     def commit(self, store: StoreHandle) -> CommitThroughStore:
+        from actors.handles import CommitThroughStore
+
         return CommitThroughStore(store)
-
-
-def ensure_supervisor(config: PipelineConfig) -> Any:
-    """The cluster's supervisor; started if there is none. Whoever comes second gets the first one's."""
-    actor = ray.remote(
-        num_cpus=0,
-        max_restarts=FOREVER,
-        max_task_retries=0,
-        max_concurrency=16,
-        name=SUPERVISOR,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-    )(Supervisor)
-    return actor.remote(config, RayWorkers(config))
-
-
-def find_supervisor() -> Any:
-    """The running supervisor; ValueError when there is none."""
-    return ray.get_actor(SUPERVISOR, namespace=NAMESPACE)
 
 
 def _worker(cls: type, pool: PoolConfig, role: str, *, control_threads: int) -> Any:

@@ -1,0 +1,44 @@
+"""The supervisor's face to other processes. Importing it is cheap, so any process may hold a handle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actors.views import PlaneState, StreamView
+
+if TYPE_CHECKING:
+    from streamkv.config import PipelineConfig
+
+
+class SupervisorFront:
+    """A `Supervisor` of Ray workers; see there for what the methods do and raise."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        from actors.spawn import RayWorkers
+        from actors.supervisor import Supervisor
+
+        self._supervisor = Supervisor(config, RayWorkers(config))
+
+    def state(self) -> PlaneState:
+        return self._supervisor.state()
+
+    def add_stream(self, stream_id: str, uri: str) -> StreamView:
+        return self._supervisor.add_stream(stream_id, uri)
+
+    def streams(self) -> list[StreamView]:
+        return self._supervisor.streams()
+
+    def stream(self, stream_id: str) -> StreamView:
+        return self._supervisor.stream(stream_id)
+
+    def remove_stream(self, stream_id: str) -> None:
+        self._supervisor.remove_stream(stream_id)
+
+    def stats(self) -> dict[str, float]:
+        return self._supervisor.stats()
+
+    def worker_pids(self) -> dict[str, list[int]]:
+        return self._supervisor.worker_pids()
+
+    def shutdown(self) -> None:
+        self._supervisor.shutdown()

@@ -1,0 +1,1 @@
+"""Builds and wires: the Serve application, server process, command line. Imports actors and streamkv."""

@@ -1,0 +1,89 @@
+"""Answers questions from the store: a model, an engine, and the streams that were asked about lately.
+
+Any process can answer for any stream; one that was asked before still has its index.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from actors.parts import identity_of
+from pipeline.schemas import Answer, Evidence, Gap
+from streamkv.config import PipelineConfig
+from streamkv.engine import Engine, check_question
+from streamkv.errors import StoreError
+from streamkv.models import load_model
+from streamkv.store import SegmentStore, StreamReader
+
+MAX_WARM = 256
+"""Streams whose index is kept; the least recently asked is forgotten first."""
+MAX_GAPS = 20
+"""Gaps that an answer names, the latest ones."""
+
+
+class CancelledError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Answerer:
+    """One question at a time: callers take turns."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self._config = config
+        self._model = load_model(config.model)
+        self._engine = Engine(self._model, config.method)
+        self._store: SegmentStore | None = None
+        self._readers: OrderedDict[str, StreamReader] = OrderedDict()
+
+    def check_health(self) -> None:
+        """Raises when no question can be answered; there is no such state but death."""
+
+    def answer(
+        self, stream_id: str, question: str, max_new_tokens: int | None, cancelled: threading.Event
+    ) -> Answer:
+        """Raises QuestionError, UnknownStreamError, StoreError; CancelledError once `cancelled` is set."""
+        serve = self._config.serve
+        question = check_question(question, serve.max_question_chars)
+        memory = self._reader(stream_id).refresh()
+        if not memory.segments:
+            raise StoreError(
+                f"stream {stream_id!r}: nothing is committed yet, so there is nothing to answer from; "
+                "wait for its first segment, then ask again"
+            )
+
+        def on_token(text: str) -> None:
+            if cancelled.is_set():
+                raise CancelledError
+
+        found = self._engine.answer(
+            memory, question, max_new_tokens=max_new_tokens or serve.max_new_tokens, on_token=on_token
+        )
+        gaps = [gap for gap in self._opened().stream(stream_id).gaps if gap.start_s <= found.as_of_s]
+        return Answer(
+            answer=found.text,
+            evidence=[
+                Evidence(segment=e.segment_no, start_s=e.start_s, end_s=e.end_s, weight=e.weight)
+                for e in found.evidence
+            ],
+            as_of_s=found.as_of_s,
+            timings_ms=found.timings_ms,
+            gaps=[Gap(start_s=g.start_s, end_s=g.end_s, reason=g.reason) for g in gaps[-MAX_GAPS:]],
+        )
+
+    def _reader(self, stream_id: str) -> StreamReader:
+        reader = self._readers.pop(stream_id, None) or self._opened().reader(stream_id)
+        self._readers[stream_id] = reader
+        while len(self._readers) > MAX_WARM:
+            self._readers.popitem(last=False)
+        return reader
+
+    def _opened(self) -> SegmentStore:
+        if self._store is None:  # made by the ingest plane, perhaps after this process started
+            self._store = SegmentStore.open(
+                self._config.store.root,
+                catalog_url=self._config.store.catalog_url,
+                identity=identity_of(self._model),
+                read_only=True,
+            )
+        return self._store

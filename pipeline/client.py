@@ -1,0 +1,73 @@
+"""A small client of the HTTP API."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+Json = dict[str, Any]
+TIMEOUT_S = 120.0
+
+
+class ServerError(Exception):
+    """The server answered with an error."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+
+
+class NotRunningError(Exception):
+    """Nothing answers at the server's address."""
+
+
+class Client:
+    """One server; as a context manager, so that its connections close."""
+
+    def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, transport=transport)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._http.close()
+
+    def add_stream(self, stream_id: str, uri: str) -> Json:
+        return self._call("POST", "/v1/streams", {"id": stream_id, "uri": uri})
+
+    def streams(self) -> list[Json]:
+        streams: list[Json] = self._call("GET", "/v1/streams")["streams"]
+        return streams
+
+    def stream(self, stream_id: str) -> Json:
+        return self._call("GET", f"/v1/streams/{quote(stream_id, safe='')}")
+
+    def remove_stream(self, stream_id: str) -> None:
+        self._call("DELETE", f"/v1/streams/{quote(stream_id, safe='')}")
+
+    def ask(self, stream_id: str, question: str, max_new_tokens: int | None = None) -> Json:
+        body = {"question": question, "max_new_tokens": max_new_tokens}
+        return self._call("POST", f"/v1/streams/{quote(stream_id, safe='')}/questions", body)
+
+    def stats(self) -> dict[str, float]:
+        return self._call("GET", "/v1/stats")
+
+    def _call(self, method: str, path: str, body: Json | None = None) -> Json:
+        try:
+            response = self._http.request(method, path, json=body)
+        except httpx.TransportError as exc:
+            raise NotRunningError(
+                f"server {self.url}: no answer ({type(exc).__name__}); start it with: streamkv up"
+            ) from exc
+        if response.is_success:
+            return dict(response.json()) if response.content else {}
+        try:
+            error = response.json()["error"]
+            raise ServerError(response.status_code, error["type"], error["message"])
+        except (ValueError, KeyError, TypeError):
+            raise ServerError(response.status_code, "HTTPError", response.text[:500]) from None

@@ -1,0 +1,78 @@
+"""A Ray of our own on this machine, or a connection to one that runs. Ends exactly what it began.
+
+Never `ray stop`: it ends every Ray of the machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from actors.roles import NAMESPACE, ROLES
+from streamkv.config import PipelineConfig
+
+OBJECT_STORE_BYTES = 256 * 1024 * 1024
+"""Segments' features in flight; keys and values never pass through it."""
+PLENTY = 1_000
+"""Of each role's resource, on a machine that plays all roles."""
+
+
+def cpus_needed(config: PipelineConfig) -> float:
+    """What all actors ask for: a small machine then runs them side by side, only slower."""
+    pools = config.encode.actors * config.encode.cpus + config.prefill.actors * config.prefill.cpus
+    return pools + config.serve.replicas * config.serve.cpus + 1
+
+
+@contextmanager
+def local_ray(config: PipelineConfig, temp: Path) -> Iterator[None]:
+    """A new Ray that only this machine reaches, with a token that only its processes know."""
+    # Before ray is imported: it reads these once. A token, because an open port on loopback runs anybody's
+    # code.
+    os.environ.update(
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        RAY_USAGE_STATS_ENABLED="0",
+    )
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            num_cpus=max(os.cpu_count() or 1, round(cpus_needed(config) + 0.5)),
+            resources=dict.fromkeys(ROLES, PLENTY),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(temp),
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+@contextmanager
+def joined_ray(address: str) -> Iterator[None]:
+    """A connection to a Ray that runs already; it is left running."""
+    import ray
+
+    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def make_temp() -> Path:
+    """A folder for Ray's sockets, whose paths must stay below 107 characters."""
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="skv-", dir=base if len(base) < 30 else "/tmp"))

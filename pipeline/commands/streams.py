@@ -1,0 +1,104 @@
+"""`add`, `ls`, `rm` and `ask`: what a running server is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from pipeline.commands.options import DEFAULT, HomeOption, JsonOption, UrlOption
+from pipeline.show import print_answer, print_streams, wait_for_streams
+from pipeline.terminal import FAILED, friendly, out, print_json
+
+if TYPE_CHECKING:
+    from pipeline.client import Client
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: [bold]streamkv add lobby footage/lobby.mp4 --wait[/]")(add)
+    app.command(epilog="Example: [bold]streamkv ls[/]")(ls)
+    app.command(epilog="Example: [bold]streamkv rm lobby[/]")(rm)
+    app.command(epilog="Example: [bold]streamkv ask lobby 'what colour is the bus at 14:07?'[/]")(ask)
+
+
+def connect(home: str, url: str) -> Client:
+    """A client of the server that is meant; NotRunningError when there is none."""
+    from pipeline import launch
+    from pipeline.client import Client, NotRunningError
+    from pipeline.home import Home
+
+    if not url:
+        record = launch.running(Home(home))
+        if record is None or record.phase != "ready":
+            what = f"the server is {record.phase}" if record else f"no server is up in {Home(home).root}"
+            raise NotRunningError(f"{what}; start one with: streamkv up")
+        url = record.url
+    return Client(url)
+
+
+def add(
+    stream_id: Annotated[str, typer.Argument(metavar="ID", help="1 to 64 of A-Z a-z 0-9 . _ -")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="A video file or URL, as the server sees it.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Return when all of it is ingested.")] = False,
+    home: HomeOption = DEFAULT,
+    url: UrlOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Register a video stream; it is ingested while you go on."""
+    with friendly(as_json=as_json), connect(home, url) as client:
+        # The server may have another working directory, so a file is named in full.
+        stream = client.add_stream(stream_id, str(Path(uri).resolve()) if Path(uri).exists() else uri)
+        if wait:
+            (stream,) = wait_for_streams(client, [stream_id])
+        if as_json:
+            print_json(stream)
+        else:
+            print_streams([stream])
+        if stream["state"] == "failed":
+            raise typer.Exit(FAILED)
+
+
+def ls(home: HomeOption = DEFAULT, url: UrlOption = "", as_json: JsonOption = False) -> None:
+    """List the streams and how far they are."""
+    with friendly(as_json=as_json), connect(home, url) as client:
+        streams = client.streams()
+        if as_json:
+            print_json(streams)
+        elif streams:
+            print_streams(streams)
+        else:
+            out.print("no streams yet; add one with: streamkv add ID VIDEO")
+
+
+def rm(
+    stream_id: Annotated[str, typer.Argument(metavar="ID")],
+    home: HomeOption = DEFAULT,
+    url: UrlOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a stream: its ingest stops, and what was stored of it is deleted."""
+    with friendly(as_json=as_json), connect(home, url) as client:
+        client.remove_stream(stream_id)
+        if as_json:
+            print_json({"removed": stream_id})
+        else:
+            out.print(f"removed {escape(stream_id)}")
+
+
+def ask(
+    stream_id: Annotated[str, typer.Argument(metavar="STREAM")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the answer; 0: the server's own.")] = 0,
+    home: HomeOption = DEFAULT,
+    url: UrlOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a question about what a stream has shown, and see what the answer rests on."""
+    with friendly(as_json=as_json), connect(home, url) as client:
+        answer = client.ask(stream_id, question, max_new_tokens or None)
+        if as_json:
+            print_json(answer)
+        else:
+            print_answer(answer)

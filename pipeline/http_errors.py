@@ -1,0 +1,82 @@
+"""Errors as HTTP: one form for all, a clear status for each, Retry-After where trying again may help."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from actors.failures import NotReadyError, WorkerLostError
+from streamkv.errors import (
+    CorruptSegmentError,
+    ModelError,
+    SourceError,
+    StoreError,
+    StreamExistsError,
+    StreamIdError,
+    StreamKVError,
+    UnknownStreamError,
+)
+
+RETRY_AFTER_S = 2
+
+
+class OverloadedError(RuntimeError):
+    """All places in the queue are taken."""
+
+
+class DeadlineError(RuntimeError):
+    """The answer was not ready in time."""
+
+
+STATUS: dict[type[Exception], int] = {
+    UnknownStreamError: 404,
+    StreamExistsError: 409,
+    StreamIdError: 422,
+    SourceError: 422,
+    CorruptSegmentError: 500,  # ours, not the asker's
+    ModelError: 500,
+    StoreError: 409,  # nothing committed yet, or another model's store
+    StreamKVError: 422,  # a question or a setting
+    OverloadedError: 503,
+    NotReadyError: 503,
+    WorkerLostError: 503,
+    DeadlineError: 504,
+}
+"""The first that fits along an error's own line of classes."""
+
+
+def status_of(exc: Exception) -> int:
+    """The nearest class's status; 500 for what is none of ours."""
+    return next((STATUS[kind] for kind in type(exc).__mro__ if kind in STATUS), 500)
+
+
+def error_response(status: int, kind: str, message: str) -> JSONResponse:
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
+    return JSONResponse({"error": {"type": kind, "message": message}}, status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Gives every error of the application the one form."""
+
+    async def ours(request: Request, exc: Exception) -> JSONResponse:
+        return error_response(status_of(exc), type(exc).__name__, str(exc))
+
+    async def invalid(request: Request, exc: Exception) -> JSONResponse:
+        assert isinstance(exc, RequestValidationError)
+        problems = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in exc.errors()]
+        return error_response(422, "RequestError", "; ".join(problems))
+
+    async def http(request: Request, exc: Exception) -> JSONResponse:
+        assert isinstance(exc, HTTPException)
+        return error_response(exc.status_code, "RequestError", str(exc.detail))
+
+    async def unexpected(request: Request, exc: Exception) -> JSONResponse:
+        return error_response(500, "InternalError", "something went wrong here; the server's log says what")
+
+    for kind in STATUS:
+        app.add_exception_handler(kind, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)

@@ -1,0 +1,76 @@
+"""Processes by pid and start time: another one that got the same pid is not taken for the first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+
+
+@dataclass(frozen=True)
+class ProcessName:
+    pid: int
+    created: float
+
+    @property
+    def is_alive(self) -> bool:
+        return self._find() is not None
+
+    def terminate(self) -> None:
+        """SIGTERM, if it is still there."""
+        self._signal("terminate")
+
+    def kill(self) -> None:
+        """SIGKILL, if it is still there."""
+        self._signal("kill")
+
+    def descendants(self) -> list[ProcessName]:
+        """All processes below it, as of now."""
+        process = self._find()
+        if process is None:
+            return []
+        return [
+            ProcessName(p.pid, p.create_time()) for p in process.children(recursive=True) if p.is_running()
+        ]
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it ends within the time."""
+        process = self._find()
+        if process is None:
+            return True
+        try:
+            process.wait(timeout_s)
+        except psutil.TimeoutExpired:
+            return False
+        return True
+
+    def _signal(self, method: str) -> None:
+        process = self._find()
+        if process is not None:
+            try:
+                getattr(process, method)()
+            except psutil.NoSuchProcess:
+                return
+
+    def _find(self) -> Any | None:
+        try:
+            process = psutil.Process(self.pid)
+            same = process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return None
+        return process if same else None
+
+
+def this_process() -> ProcessName:
+    return ProcessName(os.getpid(), psutil.Process().create_time())
+
+
+def kill_all(processes: Iterable[ProcessName]) -> int:
+    """SIGKILL to each that is still there; how many there were."""
+    left = [process for process in processes if process.is_alive]
+    for process in left:
+        process.kill()
+    return len(left)

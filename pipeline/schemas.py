@@ -1,0 +1,161 @@
+"""The HTTP API's bodies, `/v1`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from actors.views import GapView, StreamView
+
+
+def _example(**values: Any) -> ConfigDict:
+    return ConfigDict(extra="forbid", json_schema_extra={"examples": [values]})
+
+
+class NewStream(BaseModel):
+    """A video to ingest."""
+
+    model_config = _example(id="lobby", uri="/footage/lobby.mp4")
+
+    id: Annotated[str, Field(description="1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit")]
+    uri: Annotated[str, Field(min_length=1, max_length=4096, description="as the server sees it")]
+
+
+class Gap(BaseModel):
+    """Footage that is missing, in seconds of stream time."""
+
+    start_s: float
+    end_s: float
+    reason: str
+
+    @classmethod
+    def of(cls, gap: GapView) -> Gap:
+        return cls(start_s=gap.start_s, end_s=gap.end_s, reason=gap.reason)
+
+
+class Stream(BaseModel):
+    """A stream and how far it has come."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "lobby",
+                    "uri": "/footage/lobby.mp4",
+                    "state": "ingesting",
+                    "detail": "",
+                    "duration_s": 600.0,
+                    "position_s": 420.0,
+                    "as_of_s": 408.0,
+                    "segments": 34,
+                    "frames": 204,
+                    "source_frames": 210,
+                    "kv_bytes": 9830400,
+                    "file_bytes": 9912320,
+                    "restarts": 0,
+                    "gaps": [],
+                }
+            ]
+        }
+    )
+
+    id: str
+    uri: Annotated[str, Field(description="without credentials")]
+    state: Annotated[str, Field(description="registered, ingesting, done, failed or stopped")]
+    detail: str
+    duration_s: Annotated[float, Field(description="as the source says; 0 when it does not")]
+    position_s: Annotated[float, Field(description="stream time up to which frames were encoded")]
+    as_of_s: Annotated[float, Field(description="stream time up to which questions are answered")]
+    segments: int
+    frames: Annotated[int, Field(description="kept, after similar neighbours were merged")]
+    source_frames: Annotated[int, Field(description="sampled")]
+    kv_bytes: int
+    file_bytes: int
+    restarts: int
+    gaps: list[Gap]
+
+    @classmethod
+    def of(cls, view: StreamView) -> Stream:
+        return cls(
+            id=view.stream_id,
+            uri=view.uri,
+            state=view.state,
+            detail=view.detail,
+            duration_s=view.duration_s,
+            position_s=view.position_s,
+            as_of_s=view.as_of_s,
+            segments=view.num_segments,
+            frames=view.num_frames,
+            source_frames=view.num_source_frames,
+            kv_bytes=view.kv_bytes,
+            file_bytes=view.file_bytes,
+            restarts=view.restarts,
+            gaps=[Gap.of(gap) for gap in view.gaps],
+        )
+
+
+class StreamList(BaseModel):
+    streams: list[Stream]
+
+
+class Question(BaseModel):
+    """A question about one stream's past."""
+
+    model_config = _example(question="what colour is the bus at 14:07?", max_new_tokens=32)
+
+    question: str
+    max_new_tokens: Annotated[int | None, Field(ge=1, le=4096, description="default: the server's")] = None
+
+
+class Evidence(BaseModel):
+    """A segment that the answer rests on."""
+
+    segment: int
+    start_s: float
+    end_s: float
+    weight: Annotated[float, Field(description="share of the answer's attention to video")]
+
+
+class Answer(BaseModel):
+    """An answer, what it rests on, and how fresh it is."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "answer": "red",
+                    "evidence": [{"segment": 12, "start_s": 143.0, "end_s": 152.0, "weight": 0.61}],
+                    "as_of_s": 600.0,
+                    "timings_ms": {"search": 1.2, "first_token": 31.0, "total": 40.5},
+                    "gaps": [],
+                }
+            ]
+        }
+    )
+
+    answer: str
+    evidence: Annotated[list[Evidence], Field(description="heaviest first")]
+    as_of_s: Annotated[float, Field(description="stream time up to which the stream was read")]
+    timings_ms: dict[str, float]
+    gaps: Annotated[list[Gap], Field(description="footage that is missing from what was read")]
+
+
+class ErrorBody(BaseModel):
+    type: str
+    message: str
+
+
+class ErrorResponse(BaseModel):
+    """Every answer that is not a success has this form."""
+
+    model_config = _example(
+        error={"type": "UnknownStreamError", "message": "stream 'loby': unknown; known: lobby"}
+    )
+
+    error: ErrorBody
+
+
+class Health(BaseModel):
+    status: Annotated[str, Field(description="ok, starting or failed")]
+    detail: str = ""

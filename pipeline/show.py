@@ -1,0 +1,86 @@
+"""Streams and answers as tables, and streams on their way as bars."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.terminal import bars, clock, out, size
+
+if TYPE_CHECKING:
+    from pipeline.client import Client
+
+POLL_S = 0.25
+OPEN_STATES = ("registered", "ingesting")
+NUMBERS = ("segments", "frames", "stored", "gaps")
+
+
+def wait_for_streams(client: Client, stream_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns when none of them is being ingested any more, with a bar for each meanwhile."""
+    with bars() as progress:
+        tasks = {s: progress.add_task(escape(s), total=None, note="") for s in stream_ids}
+        while True:
+            streams = [s for s in client.streams() if s["id"] in tasks]
+            for stream in streams:
+                progress.update(
+                    tasks[stream["id"]],
+                    total=stream["duration_s"] or None,
+                    completed=min(stream["position_s"], stream["duration_s"] or stream["position_s"]),
+                    note=f"{stream['segments']} segments  {stream['state']}",
+                )
+            if not any(stream["state"] in OPEN_STATES for stream in streams):
+                return streams
+            time.sleep(POLL_S)
+
+
+def print_streams(streams: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("stream", "state", "ingested", "of", "segments", "frames", "stored", "gaps", "source"):
+        table.add_column(
+            name, justify="right" if name in ("segments", "frames", "stored", "gaps") else "left"
+        )
+    for s in streams:
+        table.add_row(
+            escape(s["id"]),
+            s["state"] + (f" ({s['restarts']} restarts)" if s["restarts"] else ""),
+            clock(s["as_of_s"]),
+            clock(s["duration_s"]) if s["duration_s"] else "?",
+            str(s["segments"]),
+            str(s["source_frames"]),
+            size(s["file_bytes"]),
+            str(len(s["gaps"])) if s["gaps"] else "",
+            escape(s["uri"]),
+        )
+    out.print(table)
+    for s in streams:
+        if s["detail"]:
+            out.print(f"{escape(s['id'])}: {escape(s['detail'])}", highlight=False)
+        for gap in s["gaps"]:
+            span = f"{clock(gap['start_s'])} to {clock(gap['end_s'])}"
+            out.print(
+                f"{escape(s['id'])}: footage is missing from {span}: {escape(gap['reason'])}", highlight=False
+            )
+
+
+def print_answer(answer: dict[str, Any]) -> None:
+    out.print(f"[bold]{escape(answer['answer'])}[/]")
+    table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
+    for name in ("rests on", "from", "to", "weight"):
+        table.add_column(name, justify="left" if name == "rests on" else "right")
+    for e in answer["evidence"]:
+        table.add_row(f"segment {e['segment']}", clock(e["start_s"]), clock(e["end_s"]), f"{e['weight']:.2f}")
+    out.print(table)
+    times = "  ".join(f"{name} {ms:.0f} ms" for name, ms in answer["timings_ms"].items())
+    out.print(f"[dim]as of {clock(answer['as_of_s'])}   {times}[/]", highlight=False)
+    for gap in answer["gaps"]:
+        out.print(f"[yellow]{gap_text(gap)}[/]", highlight=False)
+
+
+def gap_text(gap: dict[str, Any]) -> str:
+    return (
+        f"footage is missing from {clock(gap['start_s'])} to {clock(gap['end_s'])}: {escape(gap['reason'])}"
+    )
