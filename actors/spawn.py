@@ -41,7 +41,7 @@ def find_supervisor() -> Any:
 def ensure_supervisor(config: PipelineConfig) -> Any:
     """The cluster's supervisor; started if there is none. Whoever comes second gets the first one's.
 
-    The caller must live until it has answered once: Ray may lose a detached actor whose maker leaves (#24890).
+    The caller must live until it has answered once: Ray may lose one whose maker leaves (#24890).
     """
     options = {
         "num_cpus": 0,

@@ -10,6 +10,7 @@ app = typer.Typer(
     name="streamkv",
     help="Ask many video streams anything: a compressed, durable KV memory of video, on Ray.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from pipeline import launch
 from pipeline.client import Client
-from pipeline.commands.streams import wait_for_streams
 from pipeline.home import Home
 from pipeline.launch import LaunchError
+from pipeline.show import wait_for_streams
 from pipeline.terminal import Phases, bars, clock, err, out
 from pipeline.worlds import WrittenWorld, write_world
 
@@ -171,9 +171,12 @@ def print_report(report: dict[str, Any], plan: DemoPlan, home: str) -> None:
         moment = f"{clock(a['moment']['start_s'])}-{clock(a['moment']['end_s'])}"
         mark = "[green]ok[/]" if a["correct"] else "[red]no[/]"
         table.add_row(
-            a["stream"], escape(a["question"]), escape(a["answer"]), escape(a["expected"]), mark, seen, moment,
+            *(escape(a[name]) for name in ("stream", "question", "answer", "expected")),
+            mark,
+            seen,
+            moment,
             f"{a['ms']:.0f}",
-        )  # fmt: skip
+        )
     out.print(table)
     right = sum(a["correct"] for a in report["answers"])
     seconds = report["timings_s"]

@@ -99,7 +99,7 @@ def wait_ready(home: Home, process: subprocess.Popen[bytes] | None, on_phase: On
 
 
 def stop(home: Home) -> bool:
-    """Stops the home's server and what it started; False when there is none. Cleans up after one that was killed."""
+    """Stops the home's server and what it started; False when there is none, perhaps after a kill."""
     record = running(home)
     if record is None:
         clean_up(home)

@@ -82,7 +82,9 @@ class Server:
         self._tell("reading the configuration")
         overrides = (*self._options.overrides, *self._store_override())
         config = load_settings(self._options.config, overrides)
-        check_port(config.serve.host, config.serve.port)
+        port = usable_port(config.serve.host, config.serve.port)
+        overrides = (*overrides, f"serve.port={port}")
+        config = load_settings(self._options.config, overrides)
         host = "127.0.0.1" if config.serve.host in ("0.0.0.0", "::") else config.serve.host
         self._record = replace(self._record, url=f"http://{host}:{config.serve.port}", preset=config.preset)
         if self._options.address:
@@ -126,12 +128,13 @@ class Server:
         self._home.write(self._record)
 
 
-def check_port(host: str, port: int) -> None:
-    """ConfigError when nothing can listen there."""
+def usable_port(host: str, port: int) -> int:
+    """The port, or any free one for 0; ConfigError when nothing can listen there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+            return int(probe.getsockname()[1])
         except OSError as exc:
             raise ConfigError(
                 f"serve.port: {host}:{port} cannot be used ({exc.strerror}); free it, or give another --port"

@@ -1,4 +1,4 @@
-"""How the command line speaks: results to stdout, progress and errors to stderr, one exit status a kind of failure."""
+"""How the command line speaks: results to stdout, progress and errors to stderr, exit statuses."""
 
 from __future__ import annotations
 
