@@ -7,7 +7,6 @@ source waits.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import uuid
@@ -150,7 +149,6 @@ class DecodeEncode:
             started=self._parts is not None,
             totals=self.clock.totals(),
             feeds={s.spec.stream_id: _status(s) for s in self._now()},
-            pid=os.getpid(),
             failure=self._failure,
         )
 

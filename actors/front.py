@@ -37,8 +37,5 @@ class SupervisorFront:
     def stats(self) -> dict[str, float]:
         return self._supervisor.stats()
 
-    def worker_pids(self) -> dict[str, list[int]]:
-        return self._supervisor.worker_pids()
-
     def shutdown(self) -> None:
         self._supervisor.shutdown()

@@ -111,5 +111,4 @@ class WorkerStatus:
     totals: dict[str, float]
     feeds: dict[str, FeedStatus] = field(default_factory=dict)
     windows: dict[str, int] = field(default_factory=dict)  # stream to epoch
-    pid: int = 0
     failure: str = ""  # why it can do no more work; it is to be replaced

@@ -6,7 +6,6 @@ window is dropped, and the stream resumes from what is committed.
 
 from __future__ import annotations
 
-import os
 import threading
 import uuid
 from collections.abc import Callable
@@ -128,7 +127,6 @@ class Prefill:
             started=self._parts is not None and self._commit is not None,
             totals=self.clock.totals(),
             windows=windows,
-            pid=os.getpid(),
         )
 
     def _started(self) -> PrefillParts:

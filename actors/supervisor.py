@@ -9,7 +9,6 @@ catalog and resumes every stream that has not come to an end.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -109,12 +108,6 @@ class Supervisor:
         if self._store is not None:
             totals.append(self._store.totals())
         return add_totals(totals)
-
-    def worker_pids(self) -> dict[str, list[int]]:
-        """Process ids of the workers that answered last: for operators, and for tests that kill them."""
-        decoders = [d.status.pid for d in self._decoders if d.status is not None]
-        prefillers = [p.status.pid for p in self._prefillers if p.status is not None]
-        return {"decode_encode": decoders, "prefill": prefillers, "supervisor": [os.getpid()]}
 
     def shutdown(self) -> None:
         """Ends all work; streams stay as the catalog has them and resume with the next supervisor."""

@@ -31,7 +31,7 @@ class DemoPlan:
     minutes: float  # of the long stream
     seed: int
     config: str
-    preset: str
+    overrides: tuple[str, ...]
     keep: bool
 
     def lengths(self) -> dict[str, float]:
@@ -53,8 +53,7 @@ def run_demo(home: Home, plan: DemoPlan) -> dict[str, Any]:
     The server is left as it was found: one that the demo started is stopped, unless `keep`.
     """
     begun = time.monotonic()
-    overrides = [f"preset={plan.preset}"] if plan.preset else []
-    process = launch.spawn(home, plan.config, overrides)
+    process = launch.spawn(home, plan.config, plan.overrides)
     was_up = process is None
     try:
         worlds = _draw(home, plan)

@@ -80,7 +80,8 @@ def wait_ready(home: Home, process: subprocess.Popen[bytes] | None, on_phase: On
             if record is not None and (process is None or record.pid == process.pid):
                 if record.phase != phase:
                     phase = record.phase
-                    on_phase(phase)
+                    if process is not None:
+                        on_phase(phase)
                 if phase == "ready":
                     return Started(record, was_up=process is None)
                 if phase == "failed":

@@ -16,7 +16,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 FAILED, NOT_RUNNING, INTERRUPTED = 1, 3, 130
 """Exit statuses. 2 is Typer's own, for a command line that it cannot read."""
 
-out = Console()
+WIDE = 120
+"""Columns of a table that goes to a file or a pipe, where nobody says how wide it may be."""
+
+out = Console(width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True)
 
 

@@ -18,6 +18,10 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings a.b=c, if no server is up.", show_default=False),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the server up, to ask your own.")] = False,
     questions: Annotated[int, typer.Option(min=4, help="Questions in all.")] = 24,
     minutes: Annotated[float, typer.Option(min=1, max=240, help="Length of the longest stream.")] = 10.0,
@@ -31,7 +35,8 @@ def demo(
     from pipeline.demo import DemoPlan, print_report, run_demo
     from pipeline.home import Home
 
-    plan = DemoPlan(questions=questions, minutes=minutes, seed=seed, config=config, preset=preset, keep=keep)
+    settings = (*(overrides or ()), *([f"preset={preset}"] if preset else []))
+    plan = DemoPlan(questions, minutes, seed, config, settings, keep=keep)
     with friendly(as_json=as_json):
         report = run_demo(Home(home), plan)
         if as_json:

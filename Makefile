@@ -1,0 +1,35 @@
+# StreamKV on Ray. Every target sets up what it needs: a virtual environment in .venv, nothing global.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench
+
+help:  ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED)  ## Generated streams in, answers out, in a minute or two
+	@$(BIN)/streamkv demo
+
+test: $(INSTALLED)  ## All tests; those of Ray start a cluster on this machine
+	@$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## Style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(INSTALLED)  ## Frames a second of the whole system against the bare model
+	@$(BIN)/python -m bench.ingest
+
+# `dev` pins torch to the release that has a CPU build; a GPU machine installs '.[gpu]' by itself.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); the first time takes a few minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
