@@ -143,16 +143,22 @@ def _system_scores(rope: RotaryFn, q_THd: Tensor, k_SGd: Tensor, *, num_past: in
     """(H, T, S): the queries' scores on the system prompt, near or far."""
     T, S = q_THd.shape[0], k_SGd.shape[0]
     system_positions = torch.arange(S, device=q_THd.device)
-    # Once far, a query's own position is not used: the bound keeps it small.
-    first = min(S + num_past, S + n_local) if n_local else S + num_past
-    query_positions = first + torch.arange(T, device=q_THd.device)
-    near = attention_scores(rope(q_THd, query_positions), rope(k_SGd, system_positions))
-    if not n_local:
-        return near
-    at_n_local = torch.full((T,), n_local, device=q_THd.device)
-    far = attention_scores(rope(q_THd, at_n_local), rope(k_SGd, torch.zeros_like(system_positions)))
+    query_positions = torch.arange(S + num_past, S + num_past + T, device=q_THd.device)
+    nearest, farthest = num_past + 1, S + num_past + T - 1  # distances
+
+    def near() -> Tensor:
+        return attention_scores(rope(q_THd, query_positions), rope(k_SGd, system_positions))
+
+    def far() -> Tensor:
+        at_n_local = torch.full((T,), n_local, device=q_THd.device)
+        return attention_scores(rope(q_THd, at_n_local), rope(k_SGd, torch.zeros_like(system_positions)))
+
+    if not n_local or farthest < n_local:
+        return near()
+    if nearest >= n_local:
+        return far()
     is_far_TS = query_positions[:, None] - system_positions[None, :] >= n_local
-    return torch.where(is_far_TS, far, near)
+    return torch.where(is_far_TS, far(), near())
 
 
 def grouped_query(q_THd: Tensor, num_kv_heads: int) -> Tensor:

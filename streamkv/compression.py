@@ -53,6 +53,8 @@ class Guided(Compressor):
     def __init__(self, config: CompressConfig) -> None:
         super().__init__(config)
         budget_policy(config.budget.policy)  # an unknown name fails here, not at the first segment
+        if not config.guidance.strip():
+            raise ConfigError("compress.guidance: got no text; policy `guided` scores frames by it")
 
     @property
     def needs_scores(self) -> bool:

@@ -61,6 +61,11 @@ def test_one_frame_is_kept_at_any_ratio() -> None:
     assert make_compressor(CompressConfig(keep_ratio=0.01)).keep(L, 1, scores) == [[0]] * L
 
 
+def test_guided_without_guidance_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"compress.guidance: got no text"):
+        make_compressor(CompressConfig(guidance=" "))
+
+
 def test_unknown_policy_is_named() -> None:
     assert set(COMPRESSORS) == {"guided", "none"}
     with pytest.raises(ConfigError, match=r"compress.policy: unknown 'magic'; known: guided, none"):

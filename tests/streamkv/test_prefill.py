@@ -9,7 +9,7 @@ import torch
 from reference import whole_forward_kv
 from tiny import FRAME_TOKENS, segment_of
 
-from streamkv.attention import grouped_query
+from streamkv.attention import KV, attend_stream, grouped_query
 from streamkv.config import BudgetConfig, CompressConfig, MethodConfig
 from streamkv.memory import InMemoryVideo
 from streamkv.models import VideoLLM
@@ -184,6 +184,23 @@ def test_rebuilt_window_of_a_compressed_stream_holds_the_kept_tokens(tiny_model:
     for layer, kv in enumerate(rebuilt.layers):
         kept = torch.cat([s.layers[layer].keys_bNGd.flatten(0, 1) for s in kvs])
         torch.testing.assert_close(kv.keys_TGd, kept[-(4 * N + 2) :])
+
+
+def test_rebuilt_window_counts_the_stream_not_what_was_kept(tiny_model: VideoLLM) -> None:
+    """The system prompt is as far away as the stream is long: dropped frames count."""
+    method = method_of(8 * N, CompressConfig(keep_ratio=0.3))  # kept tokens do not fill it, the stream does
+    window, kvs = run(tiny_model, method, segments_of([4, 4]))
+    rebuilt = StreamWindow.rebuild(window.system, InMemoryVideo(tiny_model.geometry, kvs), method)
+    next_segment = segment_of(features(1, seed=1), segment_no=2)
+    got = prefill_segment(tiny_model, rebuilt.fork(), next_segment, method_of(8 * N)).layers[1].keys_bNGd[0]
+
+    hidden = next_segment.features_nND[0]
+    q, k, v = tiny_model.qkv(0, hidden)
+    local = rebuilt.layers[0].join(KV(k, v))
+    assert local.num_tokens < 8 * N < rebuilt.num_tokens == 10 * N
+    attended = attend_stream(tiny_model.rope, q, rebuilt.system[0], local, num_past=10 * N, n_local=8 * N)
+    _, expected, _ = tiny_model.qkv(1, tiny_model.finish_layer(0, hidden, attended))
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_rebuilt_window_of_an_empty_stream_is_new(tiny_model: VideoLLM) -> None:

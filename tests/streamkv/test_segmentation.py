@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streamkv.config import SegmentConfig
 from streamkv.errors import ConfigError
-from streamkv.segmentation import Segmenter
+from streamkv.segmentation import SEGMENT_POLICIES, OpenFrame, Segmenter, SegmentPolicy, Similarity
 from streamkv.types import Segment
 
 N, D = 3, 5
@@ -89,6 +89,7 @@ def test_newest_frame_may_be_merged_and_the_next_is_compared_with_what_came() ->
     assert len(segments) == 1  # 14 degrees from frame 2 passes; from the merged (10.5) it would not
     first_three = (frames[0] + (frames[1] + frames[2]) / 2) / 2
     torch.testing.assert_close(segments[0].features_nND, torch.stack([first_three, frames[3]]))
+    assert segments[0].similarities[0] == 1.0  # the first frame stays the first, whatever it was merged with
 
 
 @settings(max_examples=40, deadline=None)
@@ -110,6 +111,34 @@ def test_merging_keeps_the_bound_and_covers_the_time(degrees: list[float], max_f
 def test_still_camera_closes_after_max_seconds() -> None:
     segments = run(Segmenter(semantic(max_seconds=6.0)), [frame_at(0)] * 8, flush=False)
     assert [(s.start_s, s.end_s) for s in segments] == [(0.0, 6.0), (6.0, 12.0)]
+
+
+def test_full_time_closes_with_the_frame_that_fills_it() -> None:
+    """Waiting for the next frame would make the segment answerable one interval later."""
+    segmenter = Segmenter(semantic(max_seconds=4.0))
+    assert segmenter.push(frame_at(0), 0.0, 2.0) is None
+    assert segmenter.push(frame_at(0), 2.0, 4.0) is not None
+    assert segmenter.open_segment is None
+
+
+def test_policy_whose_one_frame_is_complete_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that ends the segment before it and is complete by itself: two close, with two pushes."""
+
+    class Alone(SegmentPolicy):
+        """Frames that point down stand alone; the others gather."""
+
+        def ends_before(self, frames: list[OpenFrame], similarity: float) -> bool:
+            return similarity < 0
+
+        def ends_after(self, frames: list[OpenFrame]) -> bool:
+            return bool(frames[-1].mean_D[1] < 0)
+
+        def fit(self, frames: list[OpenFrame], similarity: Similarity) -> None:
+            pass
+
+    monkeypatch.setitem(SEGMENT_POLICIES, "alone", Alone)
+    segments = run(Segmenter(semantic(policy="alone")), [frame_at(d) for d in (90, 91, -90, -91, 90)])
+    assert [len(s.features_nND) for s in segments] == [2, 1, 1, 1]
 
 
 def test_segment_never_spans_more_than_max_seconds() -> None:
