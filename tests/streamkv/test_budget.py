@@ -73,7 +73,7 @@ def test_counts_are_those_at_one_mass(layers: list[list[Fraction]], data: st.Dat
     """Against a search over every edge in exact arithmetic; where ties leave no such mass, the sum holds."""
     total = data.draw(st.integers(len(layers), sum(len(m) for m in layers)))
     counts = equal_mass_counts([np.array([float(x) for x in m]) for m in layers], total)
-    assert sum(counts) == total
+    assert sum(counts) == pytest.approx(total)  # a shared tie is a fraction
     expected = counts_by_search(layers, total)
     if expected is not None:
         assert counts == expected
