@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, HTTPException, Response
 
 from actors.views import PlaneState, StreamView
 from pipeline import http_errors
 from pipeline.schemas import Answer, ErrorResponse, Health, NewStream, Question, Stream, StreamList
 
 MAX_BODY_BYTES = 1_000_000
-"""Larger bodies are refused unread: no question or URI is near it."""
+"""Longer bodies are refused: no question or URI is near it."""
 
 Message = dict[str, Any]
 
@@ -87,7 +87,7 @@ def make_api(backend: Backend) -> FastAPI:
 
 
 class BodyLimit:
-    """Refuses a body that is too large as soon as it shows, whether or not its length was announced."""
+    """Refuses a body that is too large as soon as that many bytes have come, whatever was announced."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], *, max_bytes: int) -> None:
         self._app = app
@@ -97,7 +97,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        lengths = [int(v) for k, v in scope["headers"] if k == b"content-length" and v.isdigit()]
+        too_large = HTTPException(413, f"body: allowed {self._max_bytes} bytes; send a shorter one")
         seen = 0
 
         async def counted() -> Message:
@@ -105,17 +105,7 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._max_bytes:
-                raise _TooLargeError
+                raise too_large  # the application's own handler gives it the form of all errors
             return message
 
-        try:
-            if any(length > self._max_bytes for length in lengths):
-                raise _TooLargeError
-            await self._app(scope, counted, send)
-        except _TooLargeError:
-            text = f"body: allowed {self._max_bytes} bytes; send a shorter one"
-            await http_errors.error_response(413, "RequestError", text)(scope, receive, send)
-
-
-class _TooLargeError(Exception):
-    pass
+        await self._app(scope, counted, send)

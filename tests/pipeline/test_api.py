@@ -1,0 +1,258 @@
+"""The routes: every error that a user can cause is a clear 4xx of one form, and none is a 5xx."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from actors.failures import NotReadyError, WorkerLostError
+from actors.views import GapView, PlaneState, StreamView
+from pipeline import schemas
+from pipeline.api import MAX_BODY_BYTES, make_api
+from pipeline.http_errors import STATUS, DeadlineError, OverloadedError, status_of
+from streamkv import errors
+
+VIEW = StreamView(
+    stream_id="lobby",
+    uri="rtsp://***@cam/1",
+    state="ingesting",
+    detail="",
+    duration_s=60.0,
+    position_s=30.0,
+    as_of_s=28.0,
+    num_segments=3,
+    num_frames=12,
+    num_source_frames=14,
+    kv_bytes=100,
+    file_bytes=120,
+    restarts=0,
+    gaps=(GapView(4.0, 6.0, "2 pictures did not decode"),),
+)
+ANSWER = schemas.Answer(
+    answer="red",
+    evidence=[schemas.Evidence(segment=2, start_s=1.0, end_s=2.0, weight=0.5)],
+    as_of_s=28.0,
+    timings_ms={"total": 12.5},
+    gaps=[],
+)
+
+
+class FakeBackend:
+    """Knows one stream; raises `error` if there is one."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.phase = PlaneState("ready")
+        self.asked: list[tuple[str, str, int | None]] = []
+        self.removed: list[str] = []
+
+    async def state(self) -> PlaneState:
+        return self.phase
+
+    async def streams(self) -> list[StreamView]:
+        self._raise()
+        return [VIEW]
+
+    async def stream(self, stream_id: str) -> StreamView:
+        self._raise()
+        if stream_id != "lobby":
+            raise errors.UnknownStreamError(f"stream {stream_id!r}: unknown; known: lobby")
+        return VIEW
+
+    async def add_stream(self, stream_id: str, uri: str) -> StreamView:
+        self._raise()
+        return replace(VIEW, stream_id=stream_id, uri=uri)
+
+    async def remove_stream(self, stream_id: str) -> None:
+        self._raise()
+        self.removed.append(stream_id)
+
+    async def ask(self, stream_id: str, question: str, max_new_tokens: int | None) -> schemas.Answer:
+        self._raise()
+        self.asked.append((stream_id, question, max_new_tokens))
+        return ANSWER
+
+    async def stats(self) -> dict[str, float]:
+        return {"frames": 14}
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+class Caller:
+    """Calls the application in this process."""
+
+    def __init__(self, backend: FakeBackend) -> None:
+        self._app = make_api(backend)
+
+    def __call__(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        async def call() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+                return await http.request(method, path, **kwargs)
+
+        return asyncio.run(call())
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def call(backend: FakeBackend) -> Iterator[Caller]:
+    return Caller(backend)  # type: ignore[return-value]
+
+
+def error_of(response: httpx.Response) -> dict[str, str]:
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"type", "message"}
+    assert body["error"]["message"]
+    return dict(body["error"])
+
+
+def test_streams_are_added_listed_shown_and_removed(call: Caller, backend: FakeBackend) -> None:
+    added = call("POST", "/v1/streams", json={"id": "lobby", "uri": "/a.mp4"})
+    assert (added.status_code, added.json()["id"], added.json()["uri"]) == (201, "lobby", "/a.mp4")
+    listed = call("GET", "/v1/streams").json()["streams"]
+    assert listed == [call("GET", "/v1/streams/lobby").json()]
+    assert listed[0]["gaps"] == [{"start_s": 4.0, "end_s": 6.0, "reason": "2 pictures did not decode"}]
+    assert call("DELETE", "/v1/streams/lobby").status_code == 204
+    assert backend.removed == ["lobby"]
+
+
+def test_an_answer_says_what_it_rests_on(call: Caller, backend: FakeBackend) -> None:
+    response = call("POST", "/v1/streams/lobby/questions", json={"question": "what?", "max_new_tokens": 5})
+    assert response.status_code == 200
+    assert response.json() == {
+        "answer": "red",
+        "evidence": [{"segment": 2, "start_s": 1.0, "end_s": 2.0, "weight": 0.5}],
+        "as_of_s": 28.0,
+        "timings_ms": {"total": 12.5},
+        "gaps": [],
+    }
+    assert backend.asked == [("lobby", "what?", 5)]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.UnknownStreamError("no"), 404),
+        (errors.StreamExistsError("no"), 409),
+        (errors.StreamIdError("no"), 422),
+        (errors.SourceError("no"), 422),
+        (errors.QuestionError("no"), 422),
+        (errors.ConfigError("no"), 422),
+        (errors.StoreError("nothing is committed yet"), 409),
+        (errors.ForeignStoreError("no"), 409),
+        (errors.CorruptSegmentError("no"), 500),
+        (OverloadedError("no"), 503),
+        (NotReadyError("no"), 503),
+        (WorkerLostError("no"), 503),
+        (DeadlineError("no"), 504),
+    ],
+)
+def test_errors_have_one_form_and_a_clear_status(
+    call: Caller, backend: FakeBackend, error: Exception, status: int
+) -> None:
+    backend.error = error
+    response = call("POST", "/v1/streams/lobby/questions", json={"question": "what?"})
+    assert response.status_code == status
+    assert error_of(response) == {"type": type(error).__name__, "message": str(error)}
+    assert ("retry-after" in response.headers) == (status == 503)
+
+
+def test_every_error_of_the_tree_has_a_status() -> None:
+    def subclasses(kind: type[Exception]) -> Iterator[type[Exception]]:
+        yield kind
+        for sub in kind.__subclasses__():
+            yield from subclasses(sub)
+
+    for kind in subclasses(errors.StreamKVError):
+        assert 400 <= status_of(kind("x")) < 600
+    assert set(STATUS.values()) <= {404, 409, 422, 500, 503, 504}
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"json": {}},
+        {"json": {"id": "a"}},
+        {"json": {"id": "a", "uri": ""}},
+        {"json": {"id": 5, "uri": "/a"}},
+        {"json": {"id": "a", "uri": "/a", "sneaky": 1}},
+        {"json": [1, 2]},
+        {"content": b"not json", "headers": {"content-type": "application/json"}},
+        {"content": b'{"id": "\xff\xfe", "uri": "/a"}', "headers": {"content-type": "application/json"}},
+        {},
+    ],
+)
+def test_bodies_that_are_wrong_are_422(call: Caller, request_: dict[str, Any]) -> None:
+    response = call("POST", "/v1/streams", **request_)
+    assert response.status_code in (400, 422)
+    error_of(response)
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 10**12, 1.5, "many"])
+def test_token_limits_that_make_no_sense_are_422(call: Caller, tokens: Any) -> None:
+    body = {"question": "what?", "max_new_tokens": tokens}
+    assert call("POST", "/v1/streams/lobby/questions", json=body).status_code == 422
+
+
+def test_unknown_paths_and_methods_have_the_same_form(call: Caller) -> None:
+    assert error_of(call("GET", "/v2/nothing"))
+    assert call("PUT", "/v1/streams").status_code == 405
+    assert error_of(call("PUT", "/v1/streams"))
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_without_end_is_refused(call: Caller, backend: FakeBackend, announced: bool) -> None:
+    body = b'{"question": "' + b"x" * MAX_BODY_BYTES + b'"}'
+
+    async def chunks():  # type: ignore[no-untyped-def]
+        for start in range(0, len(body), 65_536):
+            yield body[start : start + 65_536]
+
+    response = call(
+        "POST",
+        "/v1/streams/lobby/questions",
+        content=body if announced else chunks(),
+        headers={"content-type": "application/json"},
+    )
+    assert response.status_code == 413
+    error_of(response)
+    assert backend.asked == []
+
+
+def test_what_is_our_own_mistake_tells_no_details(call: Caller, backend: FakeBackend) -> None:
+    backend.error = RuntimeError("secret path /srv/x")
+    response = call("GET", "/v1/streams")
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    error_of(response)
+
+
+def test_health_follows_the_ingest_plane(call: Caller, backend: FakeBackend) -> None:
+    assert call("GET", "/healthz").json() == {"status": "ok", "detail": ""}
+    backend.phase = PlaneState("failed", "another model's store")
+    response = call("GET", "/healthz")
+    assert (response.status_code, response.json()["status"]) == (503, "failed")
+
+
+def test_the_schema_is_whole_and_shows_examples(call: Caller) -> None:
+    document = call("GET", "/openapi.json").json()
+    assert set(document["paths"]) >= {
+        "/v1/streams",
+        "/v1/streams/{stream_id}",
+        "/v1/streams/{stream_id}/questions",
+        "/healthz",
+    }
+    for name in ("NewStream", "Question", "Answer", "ErrorResponse"):
+        assert document["components"]["schemas"][name]["examples"], name

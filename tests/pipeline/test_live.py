@@ -1,0 +1,221 @@
+"""Streams in, answers out, on a real Ray: also while actors are killed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import SAMPLE_FPS, SEGMENT_FRAMES
+from live import LiveServer, spans, wait_for_end, wait_until
+
+from pipeline.client import Client, ServerError
+
+pytestmark = pytest.mark.ray
+
+QUESTION = "what is the colour of the bus"
+
+
+@pytest.fixture
+def client(server: LiveServer) -> Iterator[Client]:
+    """With no stream registered, before and after."""
+    with server.client() as client:
+        yield client
+        for stream in client.streams():
+            client.remove_stream(stream["id"])
+
+
+def expected_spans(seconds: float) -> list[tuple[float, float]]:
+    """Segments of a film of that length."""
+    step = SEGMENT_FRAMES / SAMPLE_FPS
+    return [(k * step, min((k + 1) * step, seconds)) for k in range(math.ceil(seconds / step))]
+
+
+def check_whole(server: LiveServer, stream_id: str, seconds: float) -> None:
+    """Every frame is in one committed segment, and every committed byte is sound."""
+    with server.store() as store:
+        assert spans(store, stream_id) == expected_spans(seconds)
+        assert store.stream(stream_id).num_source_frames == seconds * SAMPLE_FPS
+        assert [p for p in store.verify() if p.stream_id == stream_id and p.kind != "extra"] == []
+
+
+def test_several_streams_in_and_answers_out(server: LiveServer, client: Client, films: Path) -> None:
+    for name in ("a", "b", "c"):
+        client.add_stream(name, str(films / "short.mp4"))
+    streams = wait_for_end(client, "a", "b", "c")
+    assert {s["state"] for s in streams.values()} == {"done"}
+    for name in streams:
+        check_whole(server, name, 10)
+        answer = client.ask(name, QUESTION)
+        assert answer["as_of_s"] == 10
+        assert answer["answer"]
+        assert 0 < sum(e["weight"] for e in answer["evidence"]) <= 1.001
+        assert answer["evidence"] == sorted(answer["evidence"], key=lambda e: -e["weight"])
+        assert {e["segment"] for e in answer["evidence"]} <= set(range(len(expected_spans(10))))
+        assert answer["timings_ms"]["total"] > 0
+    stats = client.stats()
+    assert {"decode_s", "encode_s", "segment_s", "prefill_s", "write_s", "commit_s"} <= set(stats)
+
+
+def test_streams_come_and_go_while_others_run(server: LiveServer, client: Client, films: Path) -> None:
+    client.add_stream("long", str(films / "long.mp4"))
+    client.add_stream("doomed", str(films / "long.mp4"))
+    wait_until(lambda: client.stream("long")["segments"] > 1 and client.stream("doomed")["segments"] > 1)
+    client.add_stream("late", str(films / "short.mp4"))
+    client.remove_stream("doomed")
+    assert [s["id"] for s in client.streams()] == ["late", "long"]
+    assert not (server.home.store / "streams" / "doomed").exists()
+    assert client.ask("long", QUESTION)["as_of_s"] > 0, "a stream is asked while it is ingested"
+    wait_for_end(client, "long", "late")
+    check_whole(server, "long", 150)
+    check_whole(server, "late", 10)
+    client.add_stream("doomed", str(films / "short.mp4"))
+    wait_for_end(client, "doomed")
+    check_whole(server, "doomed", 10)
+
+
+def test_the_command_line_adds_lists_asks_and_removes(
+    server: LiveServer, client: Client, films: Path
+) -> None:
+    added = server.run("add", "cam", str(films / "short.mp4"), "--wait", "--json")
+    assert (added.returncode, json.loads(added.stdout)["state"]) == (0, "done")
+    assert [s["id"] for s in json.loads(server.run("ls", "--json").stdout)] == ["cam"]
+    assert "cam" in server.run("ls").stdout
+    asked = server.run("ask", "cam", QUESTION, "--json")
+    assert json.loads(asked.stdout) | {"timings_ms": 0} == client.ask("cam", QUESTION) | {"timings_ms": 0}
+    shown = server.run("ask", "cam", QUESTION).stdout
+    assert "rests on" in shown
+    assert "as of 0:10" in shown
+    assert json.loads(server.run("rm", "cam", "--json").stdout) == {"removed": "cam"}
+    again = server.run("rm", "cam")
+    assert again.returncode == 1
+    assert "unknown" in again.stderr
+    up = json.loads(server.run("up", "--json").stdout)
+    assert (up["was_up"], up["pid"]) == (True, server.record.pid)
+
+
+@pytest.mark.parametrize(
+    ("film", "words"),
+    [
+        ("nothing-here.mp4", "no such file"),
+        ("text.mp4", "cannot be opened"),
+        ("empty.mp4", "0 bytes"),
+        (".", "not a file"),
+    ],
+)
+def test_what_is_no_video_is_refused_and_not_registered(
+    client: Client, films: Path, film: str, words: str
+) -> None:
+    with pytest.raises(ServerError, match=words) as caught:
+        client.add_stream("bad", str(films / film))
+    assert (caught.value.status, caught.value.kind) == (422, "SourceError")
+    assert client.streams() == []
+
+
+def test_one_picture_is_a_stream_too(client: Client, films: Path) -> None:
+    client.add_stream("one", str(films / "one.mp4"))
+    stream = wait_for_end(client, "one")["one"]
+    assert (stream["state"], stream["segments"], stream["source_frames"]) == ("done", 1, 1)
+    assert client.ask("one", QUESTION)["answer"]
+
+
+def test_a_cut_film_keeps_what_decodes_and_answers_tell_the_gap(client: Client, films: Path) -> None:
+    client.add_stream("cut", str(films / "cut.mp4"))
+    stream = wait_for_end(client, "cut")["cut"]
+    assert stream["state"] == "done"
+    assert 4 < stream["as_of_s"] < 18
+    (gap,) = stream["gaps"]
+    assert (gap["start_s"], gap["end_s"]) == (stream["as_of_s"], 20.0)
+    assert client.ask("cut", QUESTION)["gaps"] == [gap]
+
+
+def test_a_name_that_is_taken_or_unsafe_is_refused(client: Client, films: Path) -> None:
+    client.add_stream("a", str(films / "short.mp4"))
+    with pytest.raises(ServerError, match="exists already") as caught:
+        client.add_stream("a", str(films / "short.mp4"))
+    assert caught.value.status == 409
+    for name in ("", "../a", "a/b", "x" * 65, "é", ".hidden"):
+        with pytest.raises(ServerError, match="stream id") as caught:
+            client.add_stream(name, str(films / "short.mp4"))
+        assert caught.value.status == 422
+    assert [s["id"] for s in client.streams()] == ["a"]
+
+
+def test_questions_that_cannot_be_answered_are_4xx(client: Client, films: Path) -> None:
+    with pytest.raises(ServerError, match="unknown") as caught:
+        client.ask("nobody", QUESTION)
+    assert (caught.value.status, caught.value.kind) == (404, "UnknownStreamError")
+    client.add_stream("a", str(films / "short.mp4"))
+    wait_for_end(client, "a")
+    for question in ("", "   \n", "w" * 100_000):
+        with pytest.raises(ServerError, match="question") as caught:
+            client.ask("a", question)
+        assert (caught.value.status, caught.value.kind) == (422, "QuestionError")
+    raw = httpx.post(
+        f"{client.url}/v1/streams/a/questions",
+        content=b'{"question": "\xff"}',
+        headers={"content-type": "application/json"},
+    )
+    assert raw.status_code in (400, 422)
+    client.remove_stream("a")
+    with pytest.raises(ServerError) as caught:
+        client.ask("a", QUESTION)
+    assert caught.value.status == 404
+
+
+def test_credentials_are_shown_nowhere(server: LiveServer, client: Client) -> None:
+    with pytest.raises(ServerError) as caught:
+        client.add_stream("cam", "rtsp://bob:hunter2@127.0.0.1:1/live?token=hunter2")
+    assert "127.0.0.1:1" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in server.home.log.read_text()
+
+
+def test_many_askers_at_once_are_answered_or_told_to_come_back(client: Client, films: Path) -> None:
+    client.add_stream("a", str(films / "short.mp4"))
+    wait_for_end(client, "a")
+    truth = client.ask("a", QUESTION)["answer"]
+
+    def ask(_: int) -> int:
+        response = httpx.post(
+            f"{client.url}/v1/streams/a/questions", json={"question": QUESTION}, timeout=120
+        )
+        if response.status_code == 503:
+            assert int(response.headers["retry-after"]) > 0
+        else:
+            assert response.json()["answer"] == truth
+        return response.status_code
+
+    with ThreadPoolExecutor(100) as pool:
+        statuses = list(pool.map(ask, range(200)))
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) >= 64
+
+
+@pytest.mark.parametrize("name", ["Prefill", "DecodeEncode", "StoreActor", "SupervisorFront"])
+def test_an_actor_that_is_killed_costs_no_segment(
+    server: LiveServer, client: Client, films: Path, name: str
+) -> None:
+    client.add_stream("a", str(films / "long.mp4"))
+    client.add_stream("b", str(films / "long.mp4"))
+    wait_until(lambda: min(s["segments"] for s in client.streams()) > 2)
+    before = {s["id"]: s["segments"] for s in client.streams()}
+    old = server.kill(name)
+
+    def both_went_on() -> bool:
+        try:
+            return all(s["segments"] > before[s["id"]] + 4 for s in client.streams())
+        except ServerError as exc:  # while the supervisor is being restarted
+            assert exc.status == 503
+            return False
+
+    wait_until(both_went_on)
+    streams = wait_for_end(client, "a", "b")
+    assert {s["state"] for s in streams.values()} == {"done"}
+    assert old not in [p.pid for p in server.processes()]
+    for stream_id in ("a", "b"):
+        check_whole(server, stream_id, 150)
