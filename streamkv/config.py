@@ -75,8 +75,12 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         _check(
             [
-                _need(1 <= self.min_frames <= self.max_frames, "segment.min_frames", self.min_frames,
-                      f"1 to segment.max_frames ({self.max_frames})"),
+                _need(
+                    1 <= self.min_frames <= self.max_frames,
+                    "segment.min_frames",
+                    self.min_frames,
+                    f"1 to segment.max_frames ({self.max_frames})",
+                ),
                 _need(self.max_seconds >= 0, "segment.max_seconds", self.max_seconds, ">= 0"),
             ]
         )
@@ -127,8 +131,12 @@ class RetrieveConfig:
             [
                 _need(self.blocks_per_layer >= 1, "retrieve.blocks_per_layer", self.blocks_per_layer, ">= 1"),
                 _need(self.recent_blocks >= 0, "retrieve.recent_blocks", self.recent_blocks, ">= 0"),
-                _need(self.candidate_segments >= 0, "retrieve.candidate_segments", self.candidate_segments,
-                      ">= 0"),
+                _need(
+                    self.candidate_segments >= 0,
+                    "retrieve.candidate_segments",
+                    self.candidate_segments,
+                    ">= 0",
+                ),
             ]
         )
 
@@ -256,4 +264,6 @@ def config_to_dict(config: PipelineConfig) -> dict[str, Any]:
 
 def config_from_dict(values: dict[str, Any]) -> PipelineConfig:
     """The inverse of `config_to_dict`."""
-    return cast(PipelineConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PipelineConfig), values)))
+    return cast(
+        PipelineConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PipelineConfig), values))
+    )

@@ -81,9 +81,18 @@ def _stage(weather: str, sign: str, clock: str) -> Image.Image:
 
 
 def _board(draw: ImageDraw.ImageDraw, left: int, text: str, *, fill: RGB, ink: RGB, size: int) -> None:
-    draw.rounded_rectangle((left + 4, 8, left + CELL_W - 4, CELL_H - 8), 8, fill=fill, outline=OUTLINE, width=3)
-    draw.text((left + CELL_W / 2, CELL_H / 2), text, font=_font(size), fill=ink, anchor="mm", stroke_width=1,
-              stroke_fill=ink)
+    draw.rounded_rectangle(
+        (left + 4, 8, left + CELL_W - 4, CELL_H - 8), 8, fill=fill, outline=OUTLINE, width=3
+    )
+    draw.text(
+        (left + CELL_W / 2, CELL_H / 2),
+        text,
+        font=_font(size),
+        fill=ink,
+        anchor="mm",
+        stroke_width=1,
+        stroke_fill=ink,
+    )
 
 
 def _draw_sky(draw: ImageDraw.ImageDraw, weather: str) -> None:

@@ -69,9 +69,13 @@ class _Asker:
     def colour(self, index: int, scene: Scene) -> Question:
         thing = self.rng.choice(scene.things)
         if thing.kind in self.unique_kinds and self.rng.random() < 0.3:
-            return self.made("colour", f"what colour is the {thing.kind}?", thing.colour, index, "thing", thing.zone)
+            return self.made(
+                "colour", f"what colour is the {thing.kind}?", thing.colour, index, "thing", thing.zone
+            )
         when, ref = self.when(scene, without="thing")
-        return self.made("colour", f"what colour is the {thing.kind}{when}?", thing.colour, index, ref, thing.zone)
+        return self.made(
+            "colour", f"what colour is the {thing.kind}{when}?", thing.colour, index, ref, thing.zone
+        )
 
     def place(self, index: int, scene: Scene) -> Question:
         thing = self.rng.choice(scene.things)
@@ -93,7 +97,14 @@ class _Asker:
         if self.rng.random() < 0.5:
             asked, answer = self._absent(scene, thing, by_name=by_name), "no"
         article = "an" if asked[0] in "aeiou" else "a"
-        return self.made("existence", f"is there {article} {asked}{when}?", answer, index, ref, thing.zone if answer == "yes" else "")
+        return self.made(
+            "existence",
+            f"is there {article} {asked}{when}?",
+            answer,
+            index,
+            ref,
+            thing.zone if answer == "yes" else "",
+        )
 
     def _absent(self, scene: Scene, thing: Thing, *, by_name: bool) -> str:
         """Something that the scene does not show; by name, often the right kind in another colour."""
@@ -105,7 +116,9 @@ class _Asker:
 
     def count(self, index: int, scene: Scene) -> Question:
         when, ref = self.when(scene)
-        return self.made("count", f"how many things are there{when}?", COUNT_WORDS[len(scene.things)], index, ref)
+        return self.made(
+            "count", f"how many things are there{when}?", COUNT_WORDS[len(scene.things)], index, ref
+        )
 
     def weather(self, index: int, scene: Scene) -> Question:
         when, ref = self.when(scene)

@@ -12,7 +12,11 @@ VIDEO_FPS = 8
 
 
 def write_video(
-    world: World, path: Path | str, on_progress: Callable[[float], None] | None = None, *, fps: int = VIDEO_FPS
+    world: World,
+    path: Path | str,
+    on_progress: Callable[[float], None] | None = None,
+    *,
+    fps: int = VIDEO_FPS,
 ) -> Path:
     """Encodes the whole world; `on_progress` hears the share done. The file appears whole or not at all."""
     import av

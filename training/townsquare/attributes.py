@@ -29,8 +29,12 @@ for _name, _size in SLOTS.items():
     _next += _size
 NUM_ATTRIBUTES = _next
 MAX_ATTRIBUTES = 5
-CELL_SLOTS = (("letter", "sign_tens", "sign_ones"), ("weather",), ("hour_tens", "hour_ones", "minute_tens",
-              "minute_ones"), *((("kind", "colour"),) * 6))
+CELL_SLOTS = (
+    ("letter", "sign_tens", "sign_ones"),
+    ("weather",),
+    ("hour_tens", "hour_ones", "minute_tens", "minute_ones"),
+    *((("kind", "colour"),) * 6),
+)
 """The slots that a cell answers to, by cell."""
 
 

@@ -49,7 +49,9 @@ def read_pictures(path: Path, times_s: list[float]) -> np.ndarray:
         for frame in container.decode(video=0):
             while at is not None and frame.time is not None and frame.time + 1e-6 >= at:
                 picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
-                pictures.append(np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)))
+                pictures.append(
+                    np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+                )
                 at = next(wanted, None)
     return np.stack(pictures)
 
@@ -74,8 +76,17 @@ def fill(eyes: Eyes, worlds: int, minutes: float, seed: int) -> dict[str, object
             first.append(first[-1] + count)
         if k % 5 == 0:
             print(f"{k + 1}/{worlds} worlds, {len(scenes)} scenes, {time.time() - began:.0f} s", flush=True)
-    packed = [(s.end_s - s.start_s, s.clock_minute, s.sign.letter, s.sign.number, s.weather,
-               [(t.kind, t.colour, t.zone, t.enter_s, t.leave_s) for t in s.things]) for s in scenes]
+    packed = [
+        (
+            s.end_s - s.start_s,
+            s.clock_minute,
+            s.sign.letter,
+            s.sign.number,
+            s.weather,
+            [(t.kind, t.colour, t.zone, t.enter_s, t.leave_s) for t in s.things],
+        )
+        for s in scenes
+    ]
     return {"scenes": packed, "first": first, "features": torch.cat(features)}
 
 
@@ -102,8 +113,16 @@ class Bank:
         scenes, frames, start = [], [], 0.0
         for clock in sorted(chosen):
             (length, _, letter, number, weather, things), first, end = chosen[clock]
-            scenes.append(Scene(start, start + length, clock, Sign(letter, number), weather,
-                                tuple(Thing(*t) for t in things)))
+            scenes.append(
+                Scene(
+                    start,
+                    start + length,
+                    clock,
+                    Sign(letter, number),
+                    weather,
+                    tuple(Thing(*t) for t in things),
+                )
+            )
             grid = list(range(first + rng.randrange(round(SAMPLE_S / STEP_S)), end, round(SAMPLE_S / STEP_S)))
             places = sorted(rng.sample(grid, min(len(grid), rng.randint(*spec.frames))))
             frames.append([np.full((9, 5), p) for p in places])
@@ -112,7 +131,9 @@ class Bank:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--eyes", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--worlds", type=int, default=60)

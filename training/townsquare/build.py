@@ -21,11 +21,12 @@ IMAGE_SIZE, PATCH_SIZE = 144, 24  # 6 x 6 patches, pooled to 3 x 3 tokens: one t
 FRAME_TOKENS = 9
 
 SPECIAL = ("<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<video>", "<image>")
-WORDS = """
-system user assistant you watch a an the town square answer questions about it what which colour is are was where does do
-say says sign at when there how many things weather comes first or time none one two three four yes no in on by and ? , . :
-keep clock number place thing every who why did come leave before after next to of seen see show shown
-""".split()
+WORDS = tuple(
+    "system user assistant you watch a an the town square answer questions about it what which colour is are was "
+    "where does do say says sign at when there how many things weather comes first or time none one two three four "
+    "yes no in on by and ? , . : keep clock number place thing every who why did come leave before after next to of "
+    "seen see show shown".split()
+)
 NUMBERS = tuple(f"{n:02d}" for n in range(100))
 SYSTEM_PROMPT = "you watch the town square. answer questions about it."
 
@@ -42,7 +43,16 @@ CHAT_TEMPLATE = (
 
 def vocabulary() -> list[str]:
     """All tokens, in the order of their ids."""
-    words = [*SPECIAL, *WORDS, *KINDS, *COLOURS, *ZONES, *WEATHERS, *NUMBERS, *(c.lower() for c in SIGN_LETTERS)]
+    words = [
+        *SPECIAL,
+        *WORDS,
+        *KINDS,
+        *COLOURS,
+        *ZONES,
+        *WEATHERS,
+        *NUMBERS,
+        *(c.lower() for c in SIGN_LETTERS),
+    ]
     return list(dict.fromkeys(words))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,16 @@ import torch
 from torch import Tensor
 
 from streamkv.townsquare.questions import Question, make_questions
-from streamkv.townsquare.script import TRAIN_SEED_BASE, ZONES, World, make_scenes
+from streamkv.townsquare.script import (
+    COLOURS,
+    KINDS,
+    SIGN_LETTERS,
+    TRAIN_SEED_BASE,
+    ZONES,
+    Scene,
+    World,
+    make_scenes,
+)
 from training.townsquare.attributes import attribute_ids
 from training.townsquare.build import FRAME_TOKENS, SYSTEM_PROMPT, vocabulary, words_of
 
@@ -19,7 +29,6 @@ SAMPLE_S = 2.0  # stream seconds between sampled frames
 IDS = {word: i for i, word in enumerate(vocabulary())}
 NEWLINE = -1  # stands for the model's image_newline embedding
 IGNORE = -100
-CELLS = ("sign", "sky", "clock", *ZONES)
 PREFIX = [IDS[w] for w in words_of(f"<|im_start|>system {SYSTEM_PROMPT}<|im_end|><|im_start|>user")]
 ASSISTANT = [IDS[w] for w in words_of("<|im_end|><|im_start|>assistant")]
 
@@ -34,7 +43,9 @@ class ClipSpec:
     kinds: tuple[str, ...] = ()  # kinds of question; empty: all
     refs: tuple[str, ...] = ()  # ways to name the moment; empty: all
     summary: float = 0.0  # share of clips with a mean frame after each scene
-    drop: float = 0.0  # share of questions that see only some of the frames, as after compression and retrieval
+    drop: float = (
+        0.0  # share of questions that see only some of the frames, as after compression and retrieval
+    )
 
 
 @dataclass
@@ -52,6 +63,10 @@ class Batch:
     clip_of: Tensor  # (Q,)
     positive: Tensor  # (Q, B, F) bool: frames of the scenes that the question is about
     rival: Tensor  # (Q, B, F) bool: frames that it must be told from
+    frame_names: Tensor  # (B, F, 4) letter, number, hour, minute of each frame's scene; IGNORE pads
+    mentions: (
+        Tensor  # (Q, 6) letter, number, hour, minute, kind, colour that the question mentions, else IGNORE
+    )
     last: Tensor  # (Q,) place of the last prompt token, which says the answer's first
     focus: Tensor  # (Q, F * 9) bool: the tokens of its clip that show what is asked; none for some kinds
     kinds: list[str]
@@ -70,7 +85,9 @@ def scene_times(world: World, index: int, count: int, rng: random.Random) -> lis
 @dataclass(frozen=True)
 class Clip:
     world: World
-    frames: list[list[np.ndarray]]  # for each scene, each sampled frame as (9, 5) int64: its description or its place
+    frames: list[
+        list[np.ndarray]
+    ]  # for each scene, each sampled frame as (9, 5) int64: its description or its place
 
     @property
     def num_frames(self) -> int:
@@ -88,9 +105,7 @@ def make_clip(rng: random.Random, spec: ClipSpec) -> Clip:
 ClipMaker = Callable[[random.Random, ClipSpec], Clip]
 
 
-def make_batch(
-    rng: random.Random, spec: ClipSpec, size: int, clip: ClipMaker = make_clip
-) -> Batch:
+def make_batch(rng: random.Random, spec: ClipSpec, size: int, clip: ClipMaker = make_clip) -> Batch:
     """Draws `size` clips and their questions."""
     clips = [clip(rng, spec) for _ in range(size)]
     with_summary = [rng.random() < spec.summary for _ in clips]
@@ -132,8 +147,13 @@ def question_tokens(question: Question) -> tuple[list[int], int, list[int]]:
 
 
 def _pack(
-    rng: random.Random, spec: ClipSpec, worlds: list[World], asked: list[list[Question]],
-    attributes: np.ndarray, frame_scene: np.ndarray, mean_of: np.ndarray,
+    rng: random.Random,
+    spec: ClipSpec,
+    worlds: list[World],
+    asked: list[list[Question]],
+    attributes: np.ndarray,
+    frame_scene: np.ndarray,
+    mean_of: np.ndarray,
 ) -> Batch:
     size, num_frames = frame_scene.shape
     video_at, video_len = len(PREFIX), num_frames * FRAME_TOKENS
@@ -147,11 +167,15 @@ def _pack(
     query_of = np.zeros((num_questions, total), np.float32)
     positive = np.zeros((num_questions, size, num_frames), bool)
     rival = np.zeros((num_questions, size, num_frames), bool)
+    frame_names = np.full((size, num_frames, 4), IGNORE)
+    mentions = np.array([_mentions(q.question) for questions in asked for q in questions])
     focus = np.zeros((num_questions, num_frames, FRAME_TOKENS), bool)
     clip_of, last, answers, g = [], [], [], 0
     for b, questions in enumerate(asked):
         used = int((frame_scene[b] >= 0).sum()) * FRAME_TOKENS
         tokens[b, :video_at] = PREFIX
+        for f in np.flatnonzero(frame_scene[b] >= 0):
+            frame_names[b, f] = _names(worlds[b].scenes[frame_scene[b, f]])
         positions[b, : video_at + video_len] = np.arange(video_at + video_len)
         context = video_at + used
         mask[b, :context, :context] = np.tri(context, dtype=bool)
@@ -171,7 +195,13 @@ def _pack(
             positive[g, b] = np.isin(frame_scene[b], question.scenes)
             rival[g] = _rivals(worlds, frame_scene, b, question)
             if question.focus:
-                focus[g, positive[g, b], CELLS.index(question.focus)] = True
+                # Sign, sky and clock come before the cells that know the whole frame: any cell may answer for them.
+                cells = (
+                    [3 + ZONES.index(question.focus)]
+                    if question.focus in ZONES
+                    else list(range(FRAME_TOKENS))
+                )
+                focus[g][np.ix_(np.flatnonzero(positive[g, b]), cells)] = True
             clip_of.append(b)
             last.append(first - 1)
             answers.append((b, first, end))
@@ -179,11 +209,26 @@ def _pack(
         idle = ~mask[b].any(axis=1)
         mask[b, idle, 0] = True  # a padded row must attend to something
     flat = [q for questions in asked for q in questions]
-    return Batch(
-        *map(torch.from_numpy, (attributes, frame_scene, mean_of, tokens, targets, positions, mask[:, None])),
-        torch.from_numpy(query_of), torch.tensor(clip_of), torch.from_numpy(positive), torch.from_numpy(rival),
-        torch.tensor(last), torch.from_numpy(focus).flatten(1), [q.kind for q in flat], answers, flat,
-    )  # fmt: skip
+    arrays = (attributes, frame_scene, mean_of, tokens, targets, positions, mask[:, None], query_of, np.array(clip_of),
+              positive, rival, frame_names, mentions, np.array(last), focus.reshape(num_questions, -1))  # fmt: skip
+    return Batch(*map(torch.from_numpy, arrays), [q.kind for q in flat], answers, flat)
+
+
+def _names(scene: Scene) -> tuple[int, int, int, int]:
+    letter = SIGN_LETTERS.index(scene.sign.letter)
+    return letter, scene.sign.number, scene.clock_minute // 60, scene.clock_minute % 60
+
+
+def _mentions(text: str) -> tuple[int, ...]:
+    """What a question's words say of its scene; two signs (an order question) say nothing for certain."""
+    clock = re.search(r"(\d\d):(\d\d)", text)
+    signs = re.findall(r"\b([A-Z]) (\d\d)\b", text)
+    sign = (SIGN_LETTERS.index(signs[0][0]), int(signs[0][1])) if len(signs) == 1 else (IGNORE, IGNORE)
+    time = (int(clock[1]), int(clock[2])) if clock else (IGNORE, IGNORE)
+    words = text.rstrip("?").split()
+    kind = next((KINDS.index(w) for w in words if w in KINDS), IGNORE)
+    colour = next((COLOURS.index(w) for w in words if w in COLOURS), IGNORE)
+    return (*sign, *time, kind, colour)
 
 
 def _seen_frames(rng: random.Random, drop: float, frame_scene: np.ndarray, question: Question) -> np.ndarray:

@@ -31,9 +31,19 @@ from training.townsquare.build import FRAME_TOKENS, build_model, build_tokenizer
 from training.townsquare.clips import IDS, IGNORE, NEWLINE, PREFIX, Batch, ClipSpec, make_batch
 
 CURRICULUM = (  # accuracy on such clips at which the next ones start, latest share of the run for that, clips
-    (0.92, 0.3, ClipSpec(scenes=(1, 1), frames=(1, 1), questions=8, kinds=("colour", "place", "existence"), refs=("none", "thing"))),
+    (
+        0.92,
+        0.3,
+        ClipSpec(
+            scenes=(1, 1),
+            frames=(1, 1),
+            questions=8,
+            kinds=("colour", "place", "existence"),
+            refs=("none", "thing"),
+        ),
+    ),
     (0.92, 0.5, ClipSpec(scenes=(1, 1), frames=(1, 1), questions=8)),
-    (0.90, 0.7, ClipSpec(scenes=(1, 3), frames=(1, 1), questions=10)),
+    (0.88, 0.7, ClipSpec(scenes=(1, 3), frames=(1, 1), questions=10)),
     (0.90, 0.85, ClipSpec(scenes=(2, 5), frames=(1, 2), questions=12)),
     (2.00, 1.00, ClipSpec(scenes=(1, 6), frames=(1, 4), questions=14, summary=0.5, drop=0.3)),
 )
@@ -51,7 +61,12 @@ class Described(nn.Module):
         self.table = nn.EmbeddingBag(NUM_ATTRIBUTES, words.shape[1], mode="sum", padding_idx=0)
         nn.init.normal_(self.table.weight, std=float(words.std()))
         turn = torch.linalg.qr(torch.randn(words.shape[1], words.shape[1]))[0]
-        named = {"kind": KINDS, "colour": COLOURS, "weather": WEATHERS, "letter": [c.lower() for c in SIGN_LETTERS]}
+        named = {
+            "kind": KINDS,
+            "colour": COLOURS,
+            "weather": WEATHERS,
+            "letter": [c.lower() for c in SIGN_LETTERS],
+        }
         with torch.no_grad():
             rows = self.table.weight
             for slot, names in named.items():
@@ -60,8 +75,14 @@ class Described(nn.Module):
             for k, zone in enumerate(ZONES):
                 rows[OFFSETS["cell"] + 3 + k] = words[IDS[zone]]
             tens, ones = number_parts(words)
-            for slot, part in (("sign_tens", tens), ("sign_ones", ones), ("minute_tens", tens), ("minute_ones", ones),
-                               ("hour_tens", tens @ turn), ("hour_ones", ones @ turn)):
+            for slot, part in (
+                ("sign_tens", tens),
+                ("sign_ones", ones),
+                ("minute_tens", tens),
+                ("minute_ones", ones),
+                ("hour_tens", tens @ turn),
+                ("hour_ones", ones @ turn),
+            ):
                 size = SLOTS[slot]
                 rows[OFFSETS[slot] : OFFSETS[slot] + size] = part[:size]
             rows[0] = 0
@@ -105,6 +126,11 @@ def start_alike(model: nn.Module, gain: float = 2.0) -> None:
             queries[::group] = keys
 
 
+NAME_SIZES = (len(SIGN_LETTERS), 100, 24, 60, len(KINDS), len(COLOURS))
+FRAME_NAMES_AT, MENTIONS_AT = 2, 3
+"""Layers at whose door a cell must know its frame's sign and clock, and the last prompt token what was mentioned."""
+
+
 @contextmanager
 def caught_queries_and_keys(language_model: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """The outputs of every layer's query and key projection (B, T, heads * d) of the forwards inside."""
@@ -132,6 +158,7 @@ class Trainee(nn.Module):
         text = self.model.config.text_config
         self.head_dim = text.hidden_size // text.num_attention_heads
         self.num_kv_heads = text.num_key_value_heads
+        self.names = nn.ModuleList(nn.Linear(text.hidden_size, size) for size in NAME_SIZES)
         self.contrast_scale = nn.Parameter(torch.zeros(text.num_hidden_layers))
 
     def embed(self, batch: Batch) -> Tensor:
@@ -150,11 +177,29 @@ class Trainee(nn.Module):
         (Q, F * 9) of last prompt tokens against the tokens of their clip."""
         lm = self.model.model.language_model
         bias = torch.zeros(batch.mask.shape).masked_fill_(~batch.mask, torch.finfo(torch.float32).min)
+        self.at_door: dict[int, Tensor] = {}
+
+        def keep(layer: int, args: tuple[Tensor, ...]) -> None:
+            self.at_door[layer] = args[0]
+
+        doors = [
+            lm.layers[k].register_forward_pre_hook(lambda _m, args, k=k: keep(k, args))
+            for k in (FRAME_NAMES_AT, MENTIONS_AT)
+        ]
         with caught_queries_and_keys(lm) as (queries, keys):
-            hidden = lm(inputs_embeds=self.embed(batch), attention_mask=bias, position_ids=batch.positions,
-                        use_cache=False).last_hidden_state
-        return (hidden, [self._scores(batch, q, k) for q, k in zip(queries, keys, strict=True)],
-                [self._pointing(batch, q, k) for q, k in zip(queries, keys, strict=True)])
+            hidden = lm(
+                inputs_embeds=self.embed(batch),
+                attention_mask=bias,
+                position_ids=batch.positions,
+                use_cache=False,
+            ).last_hidden_state
+        for door in doors:
+            door.remove()
+        return (
+            hidden,
+            [self._scores(batch, q, k) for q, k in zip(queries, keys, strict=True)],
+            [self._pointing(batch, q, k) for q, k in zip(queries, keys, strict=True)],
+        )
 
     def _grouped(self, queries: Tensor) -> Tensor:
         """(Q, H * d) to (Q, G * d): summed over the heads of each group."""
@@ -163,7 +208,9 @@ class Trainee(nn.Module):
     def _pointing(self, batch: Batch, queries: Tensor, keys: Tensor) -> Tensor:
         at = len(PREFIX)
         video = keys[:, at : at + batch.focus.shape[1]]
-        return torch.einsum("qd,qtd->qt", self._grouped(queries[batch.clip_of, batch.last]), video[batch.clip_of])
+        return torch.einsum(
+            "qd,qtd->qt", self._grouped(queries[batch.clip_of, batch.last]), video[batch.clip_of]
+        )
 
     def _scores(self, batch: Batch, queries: Tensor, keys: Tensor) -> Tensor:
         size, num_frames = batch.frame_scene.shape
@@ -183,6 +230,22 @@ def contrast_loss(batch: Batch, scores: Tensor, scale: Tensor) -> Tensor:
     everything = logits.masked_fill(~(rivals | positives), low).logsumexp(1)
     best = torch.where(positives, everything[:, None] - logits, torch.zeros(())).sum(1) / positives.sum(1)
     return best.mean()
+
+
+def naming_loss(trainee: Trainee, batch: Batch) -> Tensor:
+    """Cells behind the clock must know their frame's sign and clock; the last prompt token what was mentioned."""
+    at, num_frames = len(PREFIX), batch.frame_scene.shape[1]
+    cells = trainee.at_door[FRAME_NAMES_AT][:, at : at + num_frames * FRAME_TOKENS]
+    cells = cells.unflatten(1, (num_frames, FRAME_TOKENS))[:, :, 2:]
+    last = trainee.at_door[MENTIONS_AT][batch.clip_of, batch.last]
+    losses = []
+    for k, head in enumerate(trainee.names):
+        if k < batch.frame_names.shape[-1]:
+            truth = batch.frame_names[:, :, None, k].expand(-1, -1, FRAME_TOKENS - 2)
+            losses.append(F.cross_entropy(head(cells).flatten(0, 2), truth.flatten(), ignore_index=IGNORE))
+        if (batch.mentions[:, k] != IGNORE).any():
+            losses.append(F.cross_entropy(head(last), batch.mentions[:, k], ignore_index=IGNORE))
+    return sum(losses[1:], losses[0]) / len(losses)
 
 
 POINTING_LAYERS = (3, 4)
@@ -206,7 +269,9 @@ def answer_loss(trainee: Trainee, batch: Batch, hidden: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(trainee: Trainee, spec: ClipSpec, clips: int, seed: int, make=make_batch) -> dict[str, dict[str, float]]:
+def evaluate(
+    trainee: Trainee, spec: ClipSpec, clips: int, seed: int, make=make_batch
+) -> dict[str, dict[str, float]]:
     """Whole answers right, by kind, beside the commonest answer's share; and retrieval by layer.
 
     An answer counts when every one of its tokens is the model's first choice given the ones before it, which is
@@ -238,7 +303,11 @@ def evaluate(trainee: Trainee, spec: ClipSpec, clips: int, seed: int, make=make_
     by_kind = {k: mean(v) for k, v in right.items()}
     baseline = {k: round(max(v.count(a) for a in set(v)) / len(v), 3) for k, v in said.items()}
     overall = mean([ok for v in right.values() for ok in v])
-    return {"accuracy": {"all": overall, **by_kind}, "baseline": baseline, "top1": {k: mean(v) for k, v in found.items()}}
+    return {
+        "accuracy": {"all": overall, **by_kind},
+        "baseline": baseline,
+        "top1": {k: mean(v) for k, v in found.items()},
+    }
 
 
 def train(trainee: Trainee, args: argparse.Namespace, make=make_batch) -> None:
@@ -247,8 +316,11 @@ def train(trainee: Trainee, args: argparse.Namespace, make=make_batch) -> None:
     params = [p for p in trainee.parameters() if p.requires_grad]
     decay = [p for p in params if p.ndim > 1]
     other = [p for p in params if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": other, "weight_decay": 0.0}],
-                                  lr=args.lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": other, "weight_decay": 0.0}],
+        lr=args.lr,
+        betas=(0.9, 0.98),
+    )
     rng = random.Random(args.seed)
     began, step, last_eval, last_save, stage = time.time(), 0, time.time(), time.time(), args.stage
     sums: dict[str, float] = defaultdict(float)
@@ -258,16 +330,24 @@ def train(trainee: Trainee, args: argparse.Namespace, make=make_batch) -> None:
             stage += 1
             continue
         size = args.clips if spec.scenes[1] <= 3 else max(4, args.clips // 2)
-        rate = args.lr * min(1, (step + 1) / 200) * (1 if share < 0.7 else max(0.03, (1 - share) / 0.3))
+        rate = (
+            args.lr * min(1, (step + 1) / args.warmup) * (1 if share < 0.7 else max(0.03, (1 - share) / 0.3))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = make(rng, spec, size)
         hidden, scores, pointing = trainee(batch)
         answers = answer_loss(trainee, batch, hidden)
-        contrast = sum(contrast_loss(batch, s, trainee.contrast_scale[i]) for i, s in enumerate(scores)) / max(1, len(scores)) \
-            if spec.scenes[1] > 1 or not spec.refs else answers * 0
+        contrast = (
+            sum(contrast_loss(batch, s, trainee.contrast_scale[i]) for i, s in enumerate(scores))
+            / max(1, len(scores))
+            if spec.scenes[1] > 1 or not spec.refs
+            else answers * 0
+        )
         points = pointing_loss(batch, pointing)
-        loss = answers + args.contrast * contrast + args.pointing * points
+        names = naming_loss(trainee, batch)
+        loss = answers + args.contrast * contrast + args.pointing * points + args.naming * names
+        sums["names"] += names.item()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(params, 1.0)
@@ -279,8 +359,13 @@ def train(trainee: Trainee, args: argparse.Namespace, make=make_batch) -> None:
         sums["n"] += 1
         if time.time() - last_eval > args.eval_s:
             report = {
-                "min": round((time.time() - began) / 60, 1), "step": step, "share": round(share, 3), "lr": rate,
-                "loss": round(sums["answers"] / sums["n"], 3), "contrast": round(sums["contrast"] / sums["n"], 3),
+                "min": round((time.time() - began) / 60, 1),
+                "step": step,
+                "share": round(share, 3),
+                "lr": rate,
+                "loss": round(sums["answers"] / sums["n"], 3),
+                "contrast": round(sums["contrast"] / sums["n"], 3),
+                "names": round(sums["names"] / sums["n"], 3),
                 "points": round(sums["points"] / sums["n"], 3),
                 "now": evaluate(trainee, spec, 48, 7, make),
             }
@@ -298,13 +383,17 @@ def train(trainee: Trainee, args: argparse.Namespace, make=make_batch) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True)
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--stage", type=int, default=0, help="part of the curriculum to start at")
     parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--warmup", type=int, default=200, help="steps")
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--contrast", type=float, default=0.2)
+    parser.add_argument("--naming", type=float, default=0.5)
     parser.add_argument("--pointing", type=float, default=0.2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -28,7 +28,9 @@ from training.townsquare.tower import to_pixels
 
 
 @torch.inference_mode()
-def score(folder: Path, scenes: int, clips: int, questions: int, seed: int) -> dict[str, list[tuple[bool, str]]]:
+def score(
+    folder: Path, scenes: int, clips: int, questions: int, seed: int
+) -> dict[str, list[tuple[bool, str]]]:
     """By kind: was it right, and what was the truth."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
@@ -42,9 +44,13 @@ def score(folder: Path, scenes: int, clips: int, questions: int, seed: int) -> d
         pixels = to_pixels(pictures)[None]
         video = "<video> " * (len(pictures) * FRAME_TOKENS + 1)
         for q in make_questions(world, questions, k):
-            messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": q.question}]}]
+            messages = [
+                {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": q.question}]}
+            ]
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            inputs = tokenizer(text.replace("<video>\n", video), return_tensors="pt", return_token_type_ids=False)
+            inputs = tokenizer(
+                text.replace("<video>\n", video), return_tensors="pt", return_token_type_ids=False
+            )
             out = model.generate(**inputs, pixel_values_videos=pixels, max_new_tokens=8, do_sample=False)
             said = tokenizer.decode(out[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
             found[q.kind].append((is_correct(said, q.answer), q.answer))
@@ -52,7 +58,9 @@ def score(folder: Path, scenes: int, clips: int, questions: int, seed: int) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=CHECKPOINT)
     parser.add_argument("--scenes", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--clips", type=int, default=40)

@@ -1,6 +1,6 @@
 """Puts the trained tower and decoder together as the Hugging Face folder that the project ships.
 
-    python -m training.townsquare.ship --eyes out/eyes.pt --decoder out/joint/last.pt
+python -m training.townsquare.ship --eyes out/eyes.pt --decoder out/joint/last.pt
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ CHECKPOINT = Path(__file__).resolve().parents[2] / "streamkv" / "townsquare" / "
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--eyes", required=True)
     parser.add_argument("--decoder", required=True)
     parser.add_argument("--out", type=Path, default=CHECKPOINT)

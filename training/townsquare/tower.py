@@ -37,7 +37,9 @@ def draw_batch(rng: random.Random, size: int) -> tuple[np.ndarray, list[list[tup
     while len(pictures) < size:
         scene = make_scenes(rng, [10.0], TRAIN_SEED_BASE).scenes[0]
         at = rng.uniform(0.0, 9.9)
-        if any(abs(at - edge) < 0.7 for t in scene.things for edge in (t.enter_s, t.leave_s) if 0 < edge < 10):
+        if any(
+            abs(at - edge) < 0.7 for t in scene.things for edge in (t.enter_s, t.leave_s) if 0 < edge < 10
+        ):
             continue
         picture = Image.fromarray(draw_scene(scene, at))
         pictures.append(np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)))
@@ -61,7 +63,9 @@ class Eyes(nn.Module):
         return video[:-1].unflatten(0, (len(pixels), -1))  # the last one is image_newline
 
 
-def read_loss(eyes: Eyes, tokens: Tensor, values: list[list[tuple[int, ...]]], right: dict[str, list[float]]) -> Tensor:
+def read_loss(
+    eyes: Eyes, tokens: Tensor, values: list[list[tuple[int, ...]]], right: dict[str, list[float]]
+) -> Tensor:
     loss = torch.zeros(())
     for cell, slots in enumerate(CELL_SLOTS):
         for k, slot in enumerate(slots):
@@ -88,14 +92,21 @@ def turn_towards(eyes: Eyes, table: Tensor, rng: random.Random, frames: int = 16
     x, y = x - x_mean, y - y_mean
     ridge = 1e-3 * x.pow(2).mean() * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
     turn = torch.linalg.solve(x.T @ x + ridge, x.T @ y)
-    print(json.dumps({"apart after turning": round(((x @ turn - y).pow(2).mean() / y.pow(2).mean()).item(), 4)}), flush=True)
+    print(
+        json.dumps(
+            {"apart after turning": round(((x @ turn - y).pow(2).mean() / y.pow(2).mean()).item(), 4)}
+        ),
+        flush=True,
+    )
     last = eyes.model.model.multi_modal_projector.linear_2
     last.bias.copy_(((last.bias.double() - x_mean) @ turn + y_mean).float())
     last.weight.copy_((turn.T @ last.weight.double()).float())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True)
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--lr", type=float, default=1.5e-3)
@@ -120,7 +131,9 @@ def main() -> None:
     right: dict[str, list[float]] = {}
     while (share := (time.time() - began) / (60 * args.minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1, (step + 1) / 100) * (1 if share < 0.6 else max(0.02, (1 - share) / 0.4))
+            group["lr"] = (
+                args.lr * min(1, (step + 1) / 100) * (1 if share < 0.6 else max(0.02, (1 - share) / 0.4))
+            )
         pictures, values, ids = draw_batch(rng, args.frames)
         pixels = to_pixels(pictures)
         pixels = pixels * (1 + 0.05 * torch.randn(len(pixels), 1, 1, 1)) + 0.03 * torch.randn_like(pixels)
@@ -137,8 +150,18 @@ def main() -> None:
         step += 1
         if time.time() - said > 30:
             accuracy = {k: round(sum(v[-60:]) / len(v[-60:]), 3) for k, v in right.items()}
-            print(json.dumps({"min": round((time.time() - began) / 60, 1), "step": step, "loss": round(loss.item(), 4),
-                              "apart": round(apart.item(), 4), **accuracy}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "min": round((time.time() - began) / 60, 1),
+                        "step": step,
+                        "loss": round(loss.item(), 4),
+                        "apart": round(apart.item(), 4),
+                        **accuracy,
+                    }
+                ),
+                flush=True,
+            )
             torch.save(eyes.state_dict(), args.out)
             said = time.time()
     torch.save(eyes.state_dict(), args.out)
