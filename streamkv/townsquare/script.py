@@ -91,7 +91,7 @@ def make_world(seed: int, minutes: float) -> World:
     if not 0 < minutes <= 240:
         raise ValueError(f"minutes: got {minutes!r}, allowed above 0, up to 240")
     rng = random.Random(seed)
-    lengths = []
+    lengths: list[float] = []
     while sum(lengths) < minutes * 60:
         lengths.append(float(rng.randint(8, 14)))
     return make_scenes(rng, lengths, seed)

@@ -78,7 +78,7 @@ def scene_times(world: World, index: int, count: int, rng: random.Random) -> lis
     """`count` sampling times in a scene, on a grid of random phase; the grid is cut or thinned to fit."""
     scene = world.scenes[index]
     start = scene.start_s + rng.uniform(0, SAMPLE_S)
-    times = [t for t in np.arange(start, scene.end_s - 0.05, SAMPLE_S).tolist()]
+    times = np.arange(start, scene.end_s - 0.05, SAMPLE_S).tolist()
     return sorted(rng.sample(times, min(count, len(times))))
 
 
