@@ -210,7 +210,8 @@ def test_an_actor_that_is_killed_costs_no_segment(
         try:
             return all(s["segments"] > before[s["id"]] + 4 for s in client.streams())
         except ServerError as exc:  # while the supervisor is being restarted
-            assert exc.status == 503
+            if exc.status != 503:
+                raise
             return False
 
     wait_until(both_went_on)
