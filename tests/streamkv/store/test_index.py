@@ -71,4 +71,4 @@ def test_vector_that_is_not_a_number_is_never_found() -> None:
     every = vectors(3)
     every[1] = np.nan
     index = SummaryIndex().added(np.arange(3), every)
-    assert 1 not in index.search(0, torch.ones(WIDTH), 3).tolist()
+    assert sorted(index.search(0, torch.ones(WIDTH), 3).tolist()) == [0, 2]

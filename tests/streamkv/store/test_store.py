@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -121,6 +122,7 @@ def test_removed_stream_leaves_neither_rows_nor_files(store: SegmentStore) -> No
     store.add_stream("cam", "file:again.mp4")
     info = store.stream("cam")
     assert (info.next_segment_no, info.num_segments, info.gaps) == (0, 0, ())
+    assert store._catalog.removed() == {}  # opening need not look into its folder any more
 
 
 def test_removal_cut_between_rows_and_files_is_finished_at_open(
@@ -494,6 +496,20 @@ def test_store_made_by_many_at_once_is_one(tmp_path: Path) -> None:
         assert len(set(pool.map(make, range(8)))) == 1
     with SegmentStore.open(tmp_path / "root") as store:
         assert len(store.streams()) == 8
+
+
+def test_opening_waits_for_a_catalog_that_another_process_makes(tmp_path: Path) -> None:
+    """SQLite refuses the switch to WAL at once while anybody holds a lock, whatever the timeout."""
+    root = tmp_path / "root"
+    root.mkdir()
+    other = sqlite3.connect(root / "catalog.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE busy (x)")
+    release = threading.Timer(0.3, other.rollback)
+    release.start()
+    SegmentStore.open(root, identity=IDENTITY).close()
+    release.join()
+    other.close()
 
 
 def test_tables_can_be_made_on_postgresql() -> None:
