@@ -1,4 +1,4 @@
-"""The catalog: which streams there are, and which segments count. The only module that knows SQL.
+"""The catalog: which streams there are, and which segments count. The only module that speaks SQL.
 
 SQLite by default, any SQLAlchemy URL otherwise. Each public method is one transaction; one that writes takes
 its lock before it reads, so that two processes never decide on the same state.
@@ -10,92 +10,21 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
-from sqlalchemy import JSON, URL, BigInteger, ForeignKey, delete, func, inspect, select
+from sqlalchemy import URL, delete, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 from streamkv.errors import FencedError, StoreError, StreamExistsError, UnknownStreamError
 from streamkv.store.database import WRITES, hide_password, make_engine
 from streamkv.store.records import Gap, ModelIdentity, SegmentPlace, StreamInfo, StreamState
+from streamkv.store.tables import Base, GapRow, RemovedRow, SegmentRow, StoreRow, StreamRow
 from streamkv.types import Geometry
 
 _KNOWN_SHOWN = 8
 
-
-class _Base(DeclarativeBase):
-    type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, int: BigInteger}
-
-
-class _Store(_Base):
-    """One row: what the store is, and the last epoch that any writer got."""
-
-    __tablename__ = "store"
-
-    store_id: Mapped[str] = mapped_column(primary_key=True)
-    format_version: Mapped[int]
-    model_fingerprint: Mapped[str]
-    geometry: Mapped[dict[str, Any]]
-    dtype: Mapped[str]
-    last_epoch: Mapped[int] = mapped_column(default=0)
-
-
-class _Stream(_Base):
-    __tablename__ = "streams"
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    uri: Mapped[str]
-    state: Mapped[str] = mapped_column(default="registered")
-    detail: Mapped[str] = mapped_column(default="")
-    created_at: Mapped[float]
-    born_epoch: Mapped[int]  # tells the stream from an earlier one of the same id
-    epoch: Mapped[int] = mapped_column(default=0)
-    config: Mapped[dict[str, Any]]
-    fingerprint: Mapped[str]
-    # Where the writer stands. Not derived from the segments, because retention may take those away.
-    next_segment_no: Mapped[int] = mapped_column(default=0)
-    resume_s: Mapped[float] = mapped_column(default=0.0)
-
-
-class _Segment(_Base):
-    """A `SegmentPlace`, field by field."""
-
-    __tablename__ = "segments"
-
-    stream_id: Mapped[str] = mapped_column(ForeignKey("streams.id"), primary_key=True)
-    segment_no: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    epoch: Mapped[int]
-    path: Mapped[str]
-    start_s: Mapped[float]
-    end_s: Mapped[float]
-    num_frames: Mapped[int]
-    num_source_frames: Mapped[int]
-    resume_s: Mapped[float]
-    kv_bytes: Mapped[int]
-    file_bytes: Mapped[int]
-    checksum: Mapped[str]
-
-
-class _Gap(_Base):
-    __tablename__ = "gaps"
-
-    stream_id: Mapped[str] = mapped_column(ForeignKey("streams.id"), primary_key=True)
-    start_s: Mapped[float] = mapped_column(primary_key=True)
-    end_s: Mapped[float] = mapped_column(primary_key=True)
-    reason: Mapped[str]
-
-
-class _Removed(_Base):
-    """A stream that was removed: files that its writers left, up to this epoch, are to go."""
-
-    __tablename__ = "removed_streams"
-
-    stream_id: Mapped[str] = mapped_column(primary_key=True)
-    epoch: Mapped[int]
-
-
-_PLACE = tuple(getattr(_Segment, f.name) for f in fields(SegmentPlace))
+_PLACE = tuple(getattr(SegmentRow, f.name) for f in fields(SegmentPlace))
 
 
 @dataclass(frozen=True)
@@ -131,9 +60,9 @@ class Catalog:
     def identity(self) -> StoredIdentity | None:
         """None when the catalog is new."""
         with self._reading() as session:
-            if not inspect(session.connection()).has_table(_Store.__tablename__):
+            if not inspect(session.connection()).has_table(StoreRow.__tablename__):
                 return None
-            row = session.scalars(select(_Store)).first()
+            row = session.scalars(select(StoreRow)).first()
             return _identity_of(row) if row else None
 
     def create(self, identity: StoredIdentity) -> StoredIdentity:
@@ -148,10 +77,10 @@ class Catalog:
 
     def _create(self, identity: StoredIdentity) -> StoredIdentity:
         with self._writing() as session:
-            _Base.metadata.create_all(session.connection())
-            row = session.scalars(select(_Store).with_for_update()).first()
+            Base.metadata.create_all(session.connection())
+            row = session.scalars(select(StoreRow).with_for_update()).first()
             if row is None:
-                row = _Store(
+                row = StoreRow(
                     store_id=identity.store_id,
                     format_version=identity.format_version,
                     model_fingerprint=identity.model.fingerprint,
@@ -166,13 +95,13 @@ class Catalog:
     def add_stream(self, stream_id: str, uri: str, config: Mapping[str, Any], fingerprint: str) -> None:
         """StreamExistsError when the id is taken."""
         with self._writing() as session:
-            if session.get(_Stream, stream_id):
+            if session.get(StreamRow, stream_id):
                 raise StreamExistsError(
                     f"stream {stream_id!r} exists already; choose another id, or remove it first"
                 )
-            session.execute(delete(_Removed).where(_Removed.stream_id == stream_id))
+            session.execute(delete(RemovedRow).where(RemovedRow.stream_id == stream_id))
             session.add(
-                _Stream(
+                StreamRow(
                     id=stream_id,
                     uri=uri,
                     created_at=time.time(),
@@ -186,22 +115,22 @@ class Catalog:
         """Takes the stream's rows away and notes that its files, up to the epoch returned, are to go."""
         with self._writing() as session:
             stream = _locked(session, stream_id)
-            for table in (_Segment, _Gap):
+            for table in (SegmentRow, GapRow):
                 session.execute(delete(table).where(table.stream_id == stream_id))
             session.delete(stream)
-            return session.merge(_Removed(stream_id=stream_id, epoch=_next_epoch(session))).epoch
+            return session.merge(RemovedRow(stream_id=stream_id, epoch=_next_epoch(session))).epoch
 
     def removed(self) -> dict[str, int]:
         """Removed streams, and the epoch up to which files in their folders are theirs."""
         with self._reading() as session:
-            return {row.stream_id: row.epoch for row in session.scalars(select(_Removed))}
+            return {row.stream_id: row.epoch for row in session.scalars(select(RemovedRow))}
 
     def streams(self, stream_id: str | None = None) -> list[StreamInfo]:
         """All streams by id, or the one named; UnknownStreamError when that one is not there."""
         with self._reading() as session:
             if stream_id is not None:
                 return [_info(session, _known(session, stream_id))]
-            return [_info(session, row) for row in session.scalars(select(_Stream).order_by(_Stream.id))]
+            return [_info(session, row) for row in session.scalars(select(StreamRow).order_by(StreamRow.id))]
 
     def set_state(self, stream_id: str, state: StreamState, detail: str) -> None:
         with self._writing() as session:
@@ -212,8 +141,8 @@ class Catalog:
         """The same span again changes nothing."""
         with self._writing() as session:
             _locked(session, stream_id)
-            if not session.get(_Gap, (stream_id, gap.start_s, gap.end_s)):
-                session.add(_Gap(stream_id=stream_id, **asdict(gap)))
+            if not session.get(GapRow, (stream_id, gap.start_s, gap.end_s)):
+                session.add(GapRow(stream_id=stream_id, **asdict(gap)))
 
     # ---- writers
 
@@ -245,7 +174,7 @@ class Catalog:
                     f"stream {place.stream_id!r}: got segment {place.segment_no}, the next is "
                     f"{stream.next_segment_no}; commit segments in order"
                 )
-            session.add(_Segment(**asdict(place)))
+            session.add(SegmentRow(**asdict(place)))
             stream.next_segment_no += 1
             stream.resume_s = place.resume_s
             return True
@@ -255,8 +184,8 @@ class Catalog:
     def progress(self, stream_id: str) -> Progress:
         """One small query. UnknownStreamError when there is no such stream."""
         with self._reading() as session:
-            columns = (_Stream.born_epoch, _Stream.next_segment_no)
-            row = session.execute(select(*columns).where(_Stream.id == stream_id)).first()
+            columns = (StreamRow.born_epoch, StreamRow.next_segment_no)
+            row = session.execute(select(*columns).where(StreamRow.id == stream_id)).first()
             if row is None:
                 raise _unknown(session, stream_id)
             return Progress(*row)
@@ -265,19 +194,19 @@ class Catalog:
         """The stream's segments from `start` up to `end`, in order; none when it was removed meanwhile."""
         query = (
             select(*_PLACE)
-            .join(_Stream, _Stream.id == _Segment.stream_id)
-            .where(_Segment.stream_id == stream_id, _Stream.born_epoch == end.born_epoch)
-            .where(_Segment.segment_no >= start, _Segment.segment_no < end.next_segment_no)
-            .order_by(_Segment.segment_no)
+            .join(StreamRow, StreamRow.id == SegmentRow.stream_id)
+            .where(SegmentRow.stream_id == stream_id, StreamRow.born_epoch == end.born_epoch)
+            .where(SegmentRow.segment_no >= start, SegmentRow.segment_no < end.next_segment_no)
+            .order_by(SegmentRow.segment_no)
         )
         with self._reading() as session:
             return [SegmentPlace(*row) for row in session.execute(query)]
 
     def all_segments(self, stream_id: str | None = None) -> list[SegmentPlace]:
         """Of all streams, or of the one named; in order."""
-        query = select(*_PLACE).order_by(_Segment.stream_id, _Segment.segment_no)
+        query = select(*_PLACE).order_by(SegmentRow.stream_id, SegmentRow.segment_no)
         if stream_id is not None:
-            query = query.where(_Segment.stream_id == stream_id)
+            query = query.where(SegmentRow.stream_id == stream_id)
         with self._reading() as session:
             return [SegmentPlace(*row) for row in session.execute(query)]
 
@@ -306,51 +235,51 @@ class Catalog:
 # ---------------------------------------------------------------- rows
 
 
-def _identity_of(row: _Store) -> StoredIdentity:
+def _identity_of(row: StoreRow) -> StoredIdentity:
     model = ModelIdentity(row.model_fingerprint, Geometry(**row.geometry), row.dtype)
     return StoredIdentity(row.store_id, row.format_version, model)
 
 
 def _next_epoch(session: Session) -> int:
     """One counter for all streams: an epoch of a removed stream never fits a later one of the same id."""
-    store = session.scalars(select(_Store).with_for_update()).one()
+    store = session.scalars(select(StoreRow).with_for_update()).one()
     store.last_epoch += 1
     return store.last_epoch
 
 
-def _known(session: Session, stream_id: str) -> _Stream:
-    stream = session.get(_Stream, stream_id)
+def _known(session: Session, stream_id: str) -> StreamRow:
+    stream = session.get(StreamRow, stream_id)
     if stream is None:
         raise _unknown(session, stream_id)
     return stream
 
 
-def _locked(session: Session, stream_id: str) -> _Stream:
+def _locked(session: Session, stream_id: str) -> StreamRow:
     """The stream's row, which no other transaction changes until this one ends."""
-    stream = session.get(_Stream, stream_id, with_for_update=True)
+    stream = session.get(StreamRow, stream_id, with_for_update=True)
     if stream is None:
         raise _unknown(session, stream_id)
     return stream
 
 
 def _unknown(session: Session, stream_id: str) -> UnknownStreamError:
-    query = select(_Stream.id).order_by(_Stream.id).limit(_KNOWN_SHOWN + 1)
+    query = select(StreamRow.id).order_by(StreamRow.id).limit(_KNOWN_SHOWN + 1)
     ids = session.scalars(query).all()
     known = ", ".join(ids[:_KNOWN_SHOWN]) + (" ..." if len(ids) > _KNOWN_SHOWN else "")
     return UnknownStreamError(f"stream {stream_id!r}: unknown; known: {known or 'none yet'}")
 
 
-def _info(session: Session, stream: _Stream) -> StreamInfo:
+def _info(session: Session, stream: StreamRow) -> StreamInfo:
     sums = select(
         func.count(),
-        func.coalesce(func.sum(_Segment.num_frames), 0),
-        func.coalesce(func.sum(_Segment.num_source_frames), 0),
-        func.coalesce(func.sum(_Segment.kv_bytes), 0),
-        func.coalesce(func.sum(_Segment.file_bytes), 0),
-        func.coalesce(func.max(_Segment.end_s), 0.0),
-    ).where(_Segment.stream_id == stream.id)
+        func.coalesce(func.sum(SegmentRow.num_frames), 0),
+        func.coalesce(func.sum(SegmentRow.num_source_frames), 0),
+        func.coalesce(func.sum(SegmentRow.kv_bytes), 0),
+        func.coalesce(func.sum(SegmentRow.file_bytes), 0),
+        func.coalesce(func.max(SegmentRow.end_s), 0.0),
+    ).where(SegmentRow.stream_id == stream.id)
     count, frames, source_frames, kv_bytes, file_bytes, as_of_s = session.execute(sums).one()
-    gaps = session.scalars(select(_Gap).where(_Gap.stream_id == stream.id).order_by(_Gap.start_s, _Gap.end_s))
+    gaps = session.scalars(select(GapRow).where(GapRow.stream_id == stream.id).order_by(GapRow.start_s, GapRow.end_s))
     return StreamInfo(
         stream_id=stream.id,
         uri=stream.uri,

@@ -26,7 +26,7 @@ from streamkv.errors import (
     StreamIdError,
     UnknownStreamError,
 )
-from streamkv.store import Gap, SegmentFile, SegmentPlace, SegmentStore, catalog, write_segment
+from streamkv.store import Gap, SegmentFile, SegmentPlace, SegmentStore, tables, write_segment
 
 
 def segment_files(store: SegmentStore) -> list[str]:
@@ -515,10 +515,10 @@ def test_opening_waits_for_a_catalog_that_another_process_makes(tmp_path: Path) 
 def test_tables_can_be_made_on_postgresql() -> None:
     statements: list[str] = []
     engine = create_mock_engine("postgresql://", lambda sql, *_: statements.append(str(sql.compile(engine))))
-    catalog._Base.metadata.create_all(engine, checkfirst=False)
+    tables.Base.metadata.create_all(engine, checkfirst=False)
     assert len([text for text in statements if "CREATE TABLE" in text]) == 5
 
 
 def test_segment_row_has_every_field_of_a_place() -> None:
-    columns = catalog._Segment.__table__.columns.keys()
+    columns = tables.SegmentRow.__table__.columns.keys()
     assert columns == [f.name for f in dataclasses.fields(SegmentPlace)]

@@ -1,0 +1,79 @@
+"""The catalog's tables, for `catalog.py` alone: nothing else sees a row. docs/format.md describes them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, ForeignKey
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, int: BigInteger}
+
+
+class StoreRow(Base):
+    """One row: what the store is, and the last epoch that any writer got."""
+
+    __tablename__ = "store"
+
+    store_id: Mapped[str] = mapped_column(primary_key=True)
+    format_version: Mapped[int]
+    model_fingerprint: Mapped[str]
+    geometry: Mapped[dict[str, Any]]
+    dtype: Mapped[str]
+    last_epoch: Mapped[int] = mapped_column(default=0)
+
+
+class StreamRow(Base):
+    __tablename__ = "streams"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    uri: Mapped[str]
+    state: Mapped[str] = mapped_column(default="registered")
+    detail: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[float]
+    born_epoch: Mapped[int]  # tells the stream from an earlier one of the same id
+    epoch: Mapped[int] = mapped_column(default=0)
+    config: Mapped[dict[str, Any]]
+    fingerprint: Mapped[str]
+    # Where the writer stands. Not derived from the segments, because retention may take those away.
+    next_segment_no: Mapped[int] = mapped_column(default=0)
+    resume_s: Mapped[float] = mapped_column(default=0.0)
+
+
+class SegmentRow(Base):
+    """A `SegmentPlace`, field by field."""
+
+    __tablename__ = "segments"
+
+    stream_id: Mapped[str] = mapped_column(ForeignKey("streams.id"), primary_key=True)
+    segment_no: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    epoch: Mapped[int]
+    path: Mapped[str]
+    start_s: Mapped[float]
+    end_s: Mapped[float]
+    num_frames: Mapped[int]
+    num_source_frames: Mapped[int]
+    resume_s: Mapped[float]
+    kv_bytes: Mapped[int]
+    file_bytes: Mapped[int]
+    checksum: Mapped[str]
+
+
+class GapRow(Base):
+    __tablename__ = "gaps"
+
+    stream_id: Mapped[str] = mapped_column(ForeignKey("streams.id"), primary_key=True)
+    start_s: Mapped[float] = mapped_column(primary_key=True)
+    end_s: Mapped[float] = mapped_column(primary_key=True)
+    reason: Mapped[str]
+
+
+class RemovedRow(Base):
+    """A stream that was removed: files that its writers left, up to this epoch, are to go."""
+
+    __tablename__ = "removed_streams"
+
+    stream_id: Mapped[str] = mapped_column(primary_key=True)
+    epoch: Mapped[int]
