@@ -1,5 +1,6 @@
 """The segment store: what streams leave behind, durable on disk, and how answers read it."""
 
+from streamkv.store.layout import check_stream_id
 from streamkv.store.reader import StreamReader, StreamSnapshot
 from streamkv.store.records import Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
 from streamkv.store.segment_file import SegmentFile
@@ -17,5 +18,6 @@ __all__ = [
     "StreamReader",
     "StreamSnapshot",
     "StreamState",
+    "check_stream_id",
     "write_segment",
 ]
