@@ -66,8 +66,8 @@ def run_demo(home: Home, plan: DemoPlan) -> dict[str, Any]:
             answers = _ask_all(client, worlds, plan)
             asking_s = time.monotonic() - asked
     except BaseException:
-        if not was_up:
-            launch.stop(home)
+        if process is not None:
+            launch.abort(home, process)
         raise
     if not was_up and not plan.keep:
         with Phases("stopping the server") as phases:

@@ -8,21 +8,28 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import httpx
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.schema import ApplicationStatus
 
 from actors.spawn import ensure_supervisor, find_supervisor
 from actors.views import PlaneState
 from pipeline.app import APP_NAME, AppArgs, build_app
 from streamkv.config import PipelineConfig
-from streamkv.errors import ConfigError
 
-PLANE_START_S = 900.0
+START_S = 900.0
 POLL_S = 0.2
-STOP_S = 20.0
+STOP_S, CALL_S = 20.0, 120.0
+
+FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 Tell = Callable[[str], None]
+
+
+class DeployError(Exception):
+    """One of the planes does not start."""
 
 
 class Deployment:
@@ -32,28 +39,28 @@ class Deployment:
         self._config = config
         self._app = serve_config(config, config_name, overrides)
 
-    def start(self, tell: Tell) -> None:
-        """Returns when streams and questions are taken.
+    def start(self, tell: Tell, url: str) -> None:
+        """Returns when streams and questions are taken at `url`.
 
         Raises:
-            ConfigError: the ingest plane does not start; the message is its own.
+            DeployError: one of the planes does not start; the message is its own.
         """
         ensure_supervisor(self._config)  # loads its models while Serve starts
         application = self._app["applications"][0]
-        try:
-            serve.start(
-                proxy_location=self._app["proxy_location"],
-                http_options=self._app["http_options"],
-                logging_config={"enable_access_log": False, "log_level": "WARNING"},
-            )
-            tell("starting the answers' replicas")
-            built = build_app(AppArgs(**application["args"]))
-            serve.run(built, name=application["name"], route_prefix=application["route_prefix"])
-        except Exception:
-            self._check(ray.get(find_supervisor().state.remote(), timeout=STOP_S))
-            raise
-        tell("waiting for the ingest plane")
-        self._wait_for_plane()
+        serve.start(
+            proxy_location=self._app["proxy_location"],
+            http_options=self._app["http_options"],
+            logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        )
+        target = serve.RunTarget(
+            build_app(AppArgs(**application["args"])), application["name"], application["route_prefix"]
+        )
+        # Serve's own wait would try a replica that cannot start again and again before it says why.
+        serve.run_many(
+            [target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
+        )
+        tell("starting ingest and answers")
+        self._wait(url)
 
     def stop(self, *, is_our_ray: bool) -> None:
         """Ends ingest after the segments at hand, then the application."""
@@ -68,19 +75,26 @@ class Deployment:
             else:
                 serve.delete(APP_NAME)
 
-    def _wait_for_plane(self) -> None:
-        end = time.monotonic() + PLANE_START_S
+    def _wait(self, url: str) -> None:
+        end = time.monotonic() + START_S
         while time.monotonic() < end:
-            state: PlaneState = ray.get(find_supervisor().state.remote(), timeout=STOP_S)
-            self._check(state)
-            if state.phase == "ready":
+            state: PlaneState = ray.get(find_supervisor().state.remote(), timeout=CALL_S)
+            if state.phase == "failed":
+                raise DeployError(state.detail)
+            application = serve.status().applications.get(APP_NAME)
+            if application is not None and application.status in FAILED:
+                raise DeployError(f"the answering plane: {application.message}")
+            if _is_healthy(url):
                 return
             time.sleep(POLL_S)
-        raise ConfigError(f"the ingest plane was not ready within {PLANE_START_S:g} s; its log says more")
+        raise DeployError(f"not ready within {START_S:g} s; the log says more")
 
-    def _check(self, state: PlaneState) -> None:
-        if state.phase == "failed":
-            raise ConfigError(state.detail)
+
+def _is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", timeout=STOP_S).is_success
+    except httpx.TransportError:
+        return False
 
 
 def serve_config(config: PipelineConfig, config_name: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.home import Home, ServerRecord
-from pipeline.processes import ProcessName, kill_all
+from pipeline.processes import ProcessName, kill_all, name_of
 
 START_S = 900.0
 STOP_S = 45.0
@@ -94,8 +94,7 @@ def wait_ready(home: Home, process: subprocess.Popen[bytes] | None, on_phase: On
         raise LaunchError(f"the server was not ready within {START_S:g} s; the log: {home.log}")
     except BaseException:
         if process is not None:
-            stop(home)
-            process.wait()
+            abort(home, process)
         raise
 
 
@@ -105,7 +104,21 @@ def stop(home: Home) -> bool:
     if record is None:
         clean_up(home)
         return False
-    process = record.process
+    _end(record.process)
+    clean_up(home)
+    return True
+
+
+def abort(home: Home, process: subprocess.Popen[bytes]) -> None:
+    """Stops what `spawn` began, however far it has come."""
+    if process.poll() is None:
+        _end(name_of(process.pid))
+    process.wait()
+    clean_up(home)
+
+
+def _end(process: ProcessName) -> None:
+    """SIGTERM, time to stop in good order, then SIGKILL to it and to whatever it started."""
     started: set[ProcessName] = set(process.descendants())
     process.terminate()
     end = time.monotonic() + STOP_S
@@ -114,8 +127,6 @@ def stop(home: Home) -> bool:
         process.wait(0.2)
     process.kill()
     kill_all(started)
-    clean_up(home)
-    return True
 
 
 def clean_up(home: Home) -> None:

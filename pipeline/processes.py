@@ -64,8 +64,16 @@ class ProcessName:
         return process if same else None
 
 
+def name_of(pid: int) -> ProcessName:
+    """The process that has this id now; one that has just gone gets a name that fits none."""
+    try:
+        return ProcessName(pid, psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return ProcessName(pid, 0.0)
+
+
 def this_process() -> ProcessName:
-    return ProcessName(os.getpid(), psutil.Process().create_time())
+    return name_of(os.getpid())
 
 
 def kill_all(processes: Iterable[ProcessName]) -> int:

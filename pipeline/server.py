@@ -100,12 +100,15 @@ class Server:
 
     def _run_application(self, config: PipelineConfig, overrides: Sequence[str], *, is_our_ray: bool) -> None:
         signal.signal(signal.SIGTERM, _raise_stop)  # ray.init has put its own in its place
-        from pipeline.deployment import Deployment
+        from pipeline.deployment import DeployError, Deployment
 
         deployment = Deployment(config, self._options.config, overrides)
         try:
-            self._tell("loading the model")
-            deployment.start(self._tell)
+            self._tell("starting Serve")
+            try:
+                deployment.start(self._tell, self._record.url)
+            except DeployError as exc:
+                raise StartError(str(exc)) from exc
             self._tell("ready")
             log.info("ready at %s", self._record.url)
             while True:
