@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.home import Home, ServerRecord
-from pipeline.processes import ProcessName, kill_all, name_of
+from pipeline.processes import ProcessName, kill_all, name_of, orphans
 
 START_S = 900.0
 STOP_S = 45.0
@@ -133,6 +133,7 @@ def clean_up(home: Home) -> None:
     """Removes what a server that is gone could not remove itself."""
     record = home.read()
     if record is not None and not record.is_alive:
+        kill_all(orphans(record.process))
         if record.ray_temp:
             shutil.rmtree(record.ray_temp, ignore_errors=True)
         home.forget()

@@ -82,3 +82,21 @@ def kill_all(processes: Iterable[ProcessName]) -> int:
     for process in left:
         process.kill()
     return len(left)
+
+
+def orphans(leader: ProcessName) -> list[ProcessName]:
+    """What is left of the session that a process led, now that it is gone.
+
+    Ray's agents outlive a server that was killed. While they live, nobody else gets the leader's id; so when somebody
+    has it, none is left.
+    """
+    if psutil.pid_exists(leader.pid):
+        return []
+    return [name_of(pid) for pid in psutil.pids() if _session_of(pid) == leader.pid]
+
+
+def _session_of(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return 0

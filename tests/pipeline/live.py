@@ -65,9 +65,12 @@ class LiveServer:
         return int(process.pid)
 
     def kill_everything(self) -> None:
-        """SIGKILL to the server and all that it started, as a power cut has it."""
-        all_of_it = [*self.processes(), psutil.Process(self.record.pid)]
-        for process in reversed(all_of_it):
+        """SIGKILL to the server and its workers, as a power cut has it. (Ray's agents are left for `up` to find.)"""
+        all_of_it = [
+            psutil.Process(self.record.pid),
+            *(p for p in self.processes() if "Agent" not in title(p)),
+        ]
+        for process in all_of_it:
             process.kill()
         psutil.wait_procs(all_of_it, timeout=20)
 

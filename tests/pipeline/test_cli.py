@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,7 @@ from pipeline.cli import app
 from pipeline.client import Client, NotRunningError, ServerError
 from pipeline.demo import DemoPlan
 from pipeline.home import Home, ServerRecord
-from pipeline.processes import ProcessName, this_process
+from pipeline.processes import ProcessName, kill_all, name_of, orphans, this_process
 from pipeline.server import usable_port
 from pipeline.settings import load_settings, shipped_names
 from pipeline.terminal import clock, size
@@ -179,6 +180,31 @@ def test_a_process_is_known_by_its_start_too() -> None:
     finally:
         sleeper.kill()
         sleeper.wait()
+
+
+def test_what_a_killed_session_leaves_is_found() -> None:
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); input()"
+    leader = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, start_new_session=True)
+    name = name_of(leader.pid)
+    try:
+        wait_for(lambda: len(name.descendants()) == 1)
+        (child,) = name.descendants()
+        assert orphans(name) == [], "the leader is alive"
+        leader.kill()
+        leader.wait()
+        assert orphans(name) == [child]
+        kill_all(orphans(name))
+        wait_for(lambda: not child.is_alive)
+    finally:
+        leader.kill()
+        leader.communicate()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_times_and_sizes_read_well() -> None:

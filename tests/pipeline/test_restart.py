@@ -12,7 +12,7 @@ from test_live import QUESTION, check_whole
 from tiny import write_tiny_checkpoint
 
 from pipeline import launch
-from pipeline.processes import ProcessName
+from pipeline.processes import ProcessName, orphans
 
 pytestmark = pytest.mark.ray
 
@@ -36,7 +36,9 @@ def test_a_power_cut_costs_nothing_but_time(tmp_path: Path, tiny_checkpoint: Pat
             kept = {s: [p.path for p in store._catalog.all_segments(s)] for s in before}
         assert before["a"] < 75
 
+        cut_off = server.record.process
         server.up()
+        assert orphans(cut_off) == [], "what the cut left is cleared away"
         with server.client() as client:
             again = client.ask("whole", QUESTION)
             wait_for_end(client, "a", "b")
