@@ -17,6 +17,7 @@ from streamkv.townsquare.script import (
     KINDS,
     SIGN_LETTERS,
     TRAIN_SEED_BASE,
+    WEATHERS,
     ZONES,
     Scene,
     World,
@@ -63,7 +64,9 @@ class Batch:
     clip_of: Tensor  # (Q,)
     positive: Tensor  # (Q, B, F) bool: frames of the scenes that the question is about
     rival: Tensor  # (Q, B, F) bool: frames that it must be told from
-    frame_names: Tensor  # (B, F, 4) letter, number, hour, minute of each frame's scene; IGNORE pads
+    frame_names: (
+        Tensor  # (B, F, 6) letter, number, hour, minute, weather, count of each frame's scene; IGNORE pads
+    )
     mentions: (
         Tensor  # (Q, 6) letter, number, hour, minute, kind, colour that the question mentions, else IGNORE
     )
@@ -167,7 +170,7 @@ def _pack(
     query_of = np.zeros((num_questions, total), np.float32)
     positive = np.zeros((num_questions, size, num_frames), bool)
     rival = np.zeros((num_questions, size, num_frames), bool)
-    frame_names = np.full((size, num_frames, 4), IGNORE)
+    frame_names = np.full((size, num_frames, 6), IGNORE)
     mentions = np.array([_mentions(q.question) for questions in asked for q in questions])
     focus = np.zeros((num_questions, num_frames, FRAME_TOKENS), bool)
     clip_of, last, answers, g = [], [], [], 0
@@ -194,14 +197,7 @@ def _pack(
             query_of[g, at + 1 : at + 1 + words] = 1 / words
             positive[g, b] = np.isin(frame_scene[b], question.scenes)
             rival[g] = _rivals(worlds, frame_scene, b, question)
-            if question.focus:
-                # Sign, sky and clock come before the cells that know the whole frame: any cell may answer for them.
-                cells = (
-                    [3 + ZONES.index(question.focus)]
-                    if question.focus in ZONES
-                    else list(range(FRAME_TOKENS))
-                )
-                focus[g][np.ix_(np.flatnonzero(positive[g, b]), cells)] = True
+            focus[g][np.ix_(np.flatnonzero(positive[g, b]), _focus_cells(question))] = True
             clip_of.append(b)
             last.append(first - 1)
             answers.append((b, first, end))
@@ -214,9 +210,25 @@ def _pack(
     return Batch(*map(torch.from_numpy, arrays), [q.kind for q in flat], answers, flat)
 
 
-def _names(scene: Scene) -> tuple[int, int, int, int]:
-    letter = SIGN_LETTERS.index(scene.sign.letter)
-    return letter, scene.sign.number, scene.clock_minute // 60, scene.clock_minute % 60
+def _focus_cells(question: Question) -> list[int]:
+    """The cells that can answer. A cell knows what stands before it in its frame: sign, sky, clock, then the zones."""
+    sign, sky, clock, zones = 0, 1, 2, list(range(3, FRAME_TOKENS))
+    if question.focus in ZONES:
+        return [3 + ZONES.index(question.focus)]
+    if question.kind in ("count", "existence"):
+        return zones
+    if question.kind == "order":
+        return [sign]
+    if question.ref == "thing":
+        return zones
+    if question.ref == "none":
+        return [{"sign": sign, "sky": sky, "clock": clock}[question.focus]]
+    return [sky] if (question.kind, question.ref) == ("weather", "sign") else [clock]
+
+
+def _names(scene: Scene) -> tuple[int, ...]:
+    sign = (SIGN_LETTERS.index(scene.sign.letter), scene.sign.number)
+    return (*sign, *divmod(scene.clock_minute, 60), WEATHERS.index(scene.weather), len(scene.things))
 
 
 def _mentions(text: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import time
 from collections import defaultdict
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from streamkv.townsquare.script import COLOURS, KINDS, SIGN_LETTERS, WEATHERS, ZONES
+from streamkv.townsquare.script import COLOURS, KINDS, MAX_THINGS, SIGN_LETTERS, WEATHERS, ZONES
 from training.townsquare.attributes import NUM_ATTRIBUTES, OFFSETS, SLOTS
 from training.townsquare.bank import Bank, BankEyes
 from training.townsquare.build import FRAME_TOKENS, build_model, build_tokenizer
@@ -126,9 +127,21 @@ def start_alike(model: nn.Module, gain: float = 2.0) -> None:
             queries[::group] = keys
 
 
-NAME_SIZES = (len(SIGN_LETTERS), 100, 24, 60, len(KINDS), len(COLOURS))
+NAME_SIZES = (len(SIGN_LETTERS), 100, 24, 60, len(KINDS), len(COLOURS), len(WEATHERS), MAX_THINGS + 1)
+"""Letter, number, hour, minute, kind, colour, weather, count."""
+FRAME_HEADS, MENTION_HEADS, COUNT_HEAD = (0, 1, 2, 3, 6, 7), (0, 1, 2, 3, 4, 5), 7
 FRAME_NAMES_AT, MENTIONS_AT = 2, 3
 """Layers at whose door a cell must know its frame's sign and clock, and the last prompt token what was mentioned."""
+
+
+POINTING_LAYERS = (3, 4)
+"""Layers in which the last prompt token looks at what is asked."""
+LOOKING_LAYERS = (3, 4, 5)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
 
 
 @contextmanager
@@ -172,9 +185,8 @@ class Trainee(nn.Module):
         video = frames.flatten(1, 2)
         return torch.cat([embeds[:, :at], video, embeds[:, at + video.shape[1] :]], dim=1)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Hidden states (B, T, D); for each layer the scores (Q, B, F) of mean queries against frames, and those
-        (Q, F * 9) of last prompt tokens against the tokens of their clip."""
+    def forward(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states (B, T, D), and for each layer the scores (Q, B, F) of mean queries against frames."""
         lm = self.model.model.language_model
         bias = torch.zeros(batch.mask.shape).masked_fill_(~batch.mask, torch.finfo(torch.float32).min)
         self.at_door: dict[int, Tensor] = {}
@@ -195,22 +207,25 @@ class Trainee(nn.Module):
             ).last_hidden_state
         for door in doors:
             door.remove()
-        return (
-            hidden,
-            [self._scores(batch, q, k) for q, k in zip(queries, keys, strict=True)],
-            [self._pointing(batch, q, k) for q, k in zip(queries, keys, strict=True)],
-        )
+        self.queries, self.keys = queries, keys
+        return hidden, [self._scores(batch, q, k) for q, k in zip(queries, keys, strict=True)]
 
     def _grouped(self, queries: Tensor) -> Tensor:
         """(Q, H * d) to (Q, G * d): summed over the heads of each group."""
         return queries.unflatten(-1, (self.num_kv_heads, -1, self.head_dim)).sum(2).flatten(1)
 
-    def _pointing(self, batch: Batch, queries: Tensor, keys: Tensor) -> Tensor:
-        at = len(PREFIX)
-        video = keys[:, at : at + batch.focus.shape[1]]
-        return torch.einsum(
-            "qd,qtd->qt", self._grouped(queries[batch.clip_of, batch.last]), video[batch.clip_of]
-        )
+    def attention(self, batch: Batch, layer: int, clip: Tensor, place: Tensor) -> Tensor:
+        """(len(place), H, F * 9): log of a token's attention among the video tokens that it sees."""
+        at, length = len(PREFIX), batch.focus.shape[1]
+        queries, keys = self.queries[layer], self.keys[layer]
+        cos, sin = self.model.model.language_model.rotary_emb(keys, batch.positions)
+        q = queries[clip, place].unflatten(-1, (self.num_kv_heads, -1, self.head_dim))
+        q = _turn(q, cos[clip, place][:, None, None], sin[clip, place][:, None, None])
+        k = keys[:, at : at + length].unflatten(-1, (self.num_kv_heads, self.head_dim))
+        k = _turn(k, cos[:, at : at + length, None], sin[:, at : at + length, None])
+        scores = torch.einsum("qghd,qtgd->qght", q, k[clip]).flatten(1, 2) * self.head_dim**-0.5
+        seen = batch.mask[clip, 0, place][:, None, at : at + length]
+        return scores.masked_fill(~seen, -1e9).log_softmax(-1)
 
     def _scores(self, batch: Batch, queries: Tensor, keys: Tensor) -> Tensor:
         size, num_frames = batch.frame_scene.shape
@@ -239,27 +254,42 @@ def naming_loss(trainee: Trainee, batch: Batch) -> Tensor:
     cells = cells.unflatten(1, (num_frames, FRAME_TOKENS))[:, :, 2:]
     last = trainee.at_door[MENTIONS_AT][batch.clip_of, batch.last]
     losses = []
-    for k, head in enumerate(trainee.names):
-        if k < batch.frame_names.shape[-1]:
-            truth = batch.frame_names[:, :, None, k].expand(-1, -1, FRAME_TOKENS - 2)
-            losses.append(F.cross_entropy(head(cells).flatten(0, 2), truth.flatten(), ignore_index=IGNORE))
-        if (batch.mentions[:, k] != IGNORE).any():
-            losses.append(F.cross_entropy(head(last), batch.mentions[:, k], ignore_index=IGNORE))
+    for column, k in enumerate(FRAME_HEADS):
+        known = cells[:, :, -1:] if k == COUNT_HEAD else cells  # only the last cell has seen all things
+        truth = batch.frame_names[:, :, None, column].expand(known.shape[:3])
+        losses.append(
+            F.cross_entropy(trainee.names[k](known).flatten(0, 2), truth.flatten(), ignore_index=IGNORE)
+        )
+    for column, k in enumerate(MENTION_HEADS):
+        if (batch.mentions[:, column] != IGNORE).any():
+            losses.append(
+                F.cross_entropy(trainee.names[k](last), batch.mentions[:, column], ignore_index=IGNORE)
+            )
     return sum(losses[1:], losses[0]) / len(losses)
 
 
-POINTING_LAYERS = (3, 4)
-
-
-def pointing_loss(batch: Batch, pointing: list[Tensor]) -> Tensor:
-    """The last prompt token should match the tokens that show what is asked: minus the log of their softmax mass."""
+def pointing_loss(trainee: Trainee, batch: Batch) -> Tensor:
+    """The last prompt token should look at the cells that show what is asked, with some of its heads."""
     some = batch.focus.any(1)
-    real = batch.mask[batch.clip_of, 0, batch.last][:, len(PREFIX) : len(PREFIX) + batch.focus.shape[1]][some]
     losses = []
     for layer in POINTING_LAYERS:
-        logits = (0.1 * pointing[layer][some]).masked_fill(~real, torch.finfo(torch.float32).min)
-        mass = logits.masked_fill(~(batch.focus[some] & real), torch.finfo(torch.float32).min).logsumexp(1)
-        losses.append((logits.logsumexp(1) - mass).mean())
+        log_weights = trainee.attention(batch, layer, batch.clip_of[some], batch.last[some])
+        mass = log_weights.masked_fill(~batch.focus[some][:, None], -1e9).logsumexp(-1)
+        losses.append((math.log(mass.shape[1]) - mass.logsumexp(1)).clamp(max=20).mean())
+    return sum(losses[1:], losses[0]) / len(losses)
+
+
+def looking_loss(trainee: Trainee, batch: Batch) -> Tensor:
+    """While it answers, every head of the late layers should look at frames of the right scenes alone."""
+    ends = torch.tensor([end for _, _, end in batch.answers])
+    own = batch.positive[torch.arange(len(ends)), batch.clip_of].repeat_interleave(FRAME_TOKENS, 1)
+    losses = []
+    for step in range(3):
+        place = torch.minimum(batch.last + step, ends - 2)
+        for layer in LOOKING_LAYERS:
+            log_weights = trainee.attention(batch, layer, batch.clip_of, place)
+            mass = log_weights.masked_fill(~own[:, None], -1e9).logsumexp(-1)
+            losses.append(-mass.clamp(min=-20).mean())
     return sum(losses[1:], losses[0]) / len(losses)
 
 
@@ -284,7 +314,7 @@ def evaluate(
     found: dict[str, list[bool]] = defaultdict(list)
     for _ in range(max(1, clips // 16)):
         batch = make(rng, spec, 16)
-        hidden, scores, _ = trainee(batch)
+        hidden, scores = trainee(batch)
         choice = trainee.model.lm_head(hidden).argmax(-1)
         for g, (b, first, end) in enumerate(batch.answers):
             ok = bool((choice[b, first - 1 : end - 1] == batch.targets[b, first - 1 : end - 1]).all())
@@ -336,7 +366,7 @@ def train(trainee: Trainee, args: argparse.Namespace, make=make_batch) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = make(rng, spec, size)
-        hidden, scores, pointing = trainee(batch)
+        hidden, scores = trainee(batch)
         answers = answer_loss(trainee, batch, hidden)
         contrast = (
             sum(contrast_loss(batch, s, trainee.contrast_scale[i]) for i, s in enumerate(scores))
@@ -344,9 +374,17 @@ def train(trainee: Trainee, args: argparse.Namespace, make=make_batch) -> None:
             if spec.scenes[1] > 1 or not spec.refs
             else answers * 0
         )
-        points = pointing_loss(batch, pointing)
+        points = pointing_loss(trainee, batch)
+        looks = looking_loss(trainee, batch)
         names = naming_loss(trainee, batch)
-        loss = answers + args.contrast * contrast + args.pointing * points + args.naming * names
+        loss = (
+            answers
+            + args.contrast * contrast
+            + args.pointing * points
+            + args.naming * names
+            + args.looking * looks
+        )
+        sums["looks"] += looks.item()
         sums["names"] += names.item()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -366,6 +404,7 @@ def train(trainee: Trainee, args: argparse.Namespace, make=make_batch) -> None:
                 "loss": round(sums["answers"] / sums["n"], 3),
                 "contrast": round(sums["contrast"] / sums["n"], 3),
                 "names": round(sums["names"] / sums["n"], 3),
+                "looks": round(sums["looks"] / sums["n"], 3),
                 "points": round(sums["points"] / sums["n"], 3),
                 "now": evaluate(trainee, spec, 48, 7, make),
             }
@@ -393,6 +432,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=200, help="steps")
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--contrast", type=float, default=0.2)
+    parser.add_argument("--looking", type=float, default=0.4)
     parser.add_argument("--naming", type=float, default=0.5)
     parser.add_argument("--pointing", type=float, default=0.2)
     parser.add_argument("--threads", type=int, default=1)
