@@ -1,6 +1,6 @@
 """What an answer reads: one stream's past as blocks, whoever keeps them.
 
-`streamkv.store.StreamReader` implements `VideoMemory` over files; `InMemoryVideo` over lists, for tests and
+`streamkv.store.StreamSnapshot` implements `VideoMemory` over files; `InMemoryVideo` over lists, for tests and
 one-process use. The engine knows neither.
 """
 

@@ -215,7 +215,9 @@ def _focus_cells(question: Question) -> list[int]:
     sign, sky, clock, zones = 0, 1, 2, list(range(3, FRAME_TOKENS))
     if question.focus in ZONES:
         return [3 + ZONES.index(question.focus)]
-    if question.kind in ("count", "existence"):
+    if question.kind == "count":
+        return zones[-1:]
+    if question.kind == "existence":
         return zones
     if question.kind == "order":
         return [sign]

@@ -127,7 +127,8 @@ FRAME_NAMES_AT, MENTIONS_AT = 2, 3
 """Layers at whose door a cell must know its frame's sign and clock, and the last prompt token what was mentioned."""
 
 
-POINTING_LAYERS = (3, 4)
+ANSWER_STEPS = 3
+POINTING_LAYERS = (3, 4, 5)
 """Layers in which the last prompt token looks at what is asked."""
 LOOKING_LAYERS = (3, 4, 5)
 
@@ -262,14 +263,17 @@ def naming_loss(trainee: Trainee, batch: Batch) -> Tensor:
 
 
 def pointing_loss(trainee: Trainee, batch: Batch) -> Tensor:
-    """The last prompt token should look at the cells that show what is asked, with some of its heads."""
+    """While it answers, some of the heads should look at the cells that show what is asked."""
     some = batch.focus.any(1)
+    ends = torch.tensor([end for _, _, end in batch.answers])
     losses = []
-    for layer in POINTING_LAYERS:
-        _, log_weights = trainee.attention(batch, layer, batch.clip_of[some], batch.last[some])
-        mass = log_weights.masked_fill(~batch.focus[some][:, None], -1e9).logsumexp(-1)
-        losses.append((math.log(mass.shape[1]) - mass.logsumexp(1)).clamp(max=20).mean())
-    return sum(losses[1:], losses[0]) / len(losses)
+    for step in range(ANSWER_STEPS):
+        place = torch.minimum(batch.last + step, ends - 2)[some]
+        for layer in POINTING_LAYERS:
+            _, log_weights = trainee.attention(batch, layer, batch.clip_of[some], place)
+            mass = log_weights.masked_fill(~batch.focus[some][:, None], -1e9).logsumexp(-1)
+            losses.append((math.log(mass.shape[1]) - mass.logsumexp(1)).clamp(max=20).mean())
+    return torch.stack(losses).mean()
 
 
 def looking_loss(trainee: Trainee, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -278,7 +282,7 @@ def looking_loss(trainee: Trainee, batch: Batch) -> tuple[Tensor, Tensor]:
     ends = torch.tensor([end for _, _, end in batch.answers])
     own = batch.positive[torch.arange(len(ends)), batch.clip_of].repeat_interleave(FRAME_TOKENS, 1)
     late, early = [], []
-    for step in range(3):
+    for step in range(ANSWER_STEPS):
         place = torch.minimum(batch.last + step, ends - 2)
         for layer in range(len(trainee.queries)):
             mass, log_weights = trainee.attention(batch, layer, batch.clip_of, place)
