@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint bench model
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
@@ -25,6 +25,16 @@ lint: $(INSTALLED)  ## Style and types
 
 bench: $(INSTALLED)  ## Frames a second of the whole system against the bare model
 	@$(BIN)/python -m bench.ingest
+
+TRAIN = $(BIN)/python -m training.townsquare
+model: $(INSTALLED)  ## Train the demo model anew (hours; docs/demo-model.md) into out/ and ship it
+	$(TRAIN).tower --out out/tower.pt --minutes 14
+	$(TRAIN).decoder --out out/decoder --minutes 40 --lr 7e-4
+	$(TRAIN).tower --out out/eyes.pt --from out/tower.pt --like out/decoder/last.pt --minutes 5 --lr 4e-4
+	$(TRAIN).bank --eyes out/eyes.pt --out out/bank.pt --worlds 40
+	$(TRAIN).decoder --out out/joint --from out/decoder/last.pt --bank out/bank.pt --stage 2 --minutes 60 --lr 8e-4 --hard 0.5
+	$(TRAIN).ship --eyes out/eyes.pt --decoder out/joint/last.pt
+	$(TRAIN).score --scenes 1 4
 
 # `dev` pins torch to the release that has a CPU build; a GPU machine installs '.[gpu]' by itself.
 $(INSTALLED): pyproject.toml
