@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--from", dest="source")
     parser.add_argument("--like", help="a decoder's checkpoint, whose cell vectors are the aim")
     args = parser.parse_args()
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
