@@ -38,6 +38,7 @@ def local_ray(config: PipelineConfig, temp: Path) -> Iterator[None]:
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         RAY_USAGE_STATS_ENABLED="0",
+        RAY_worker_niceness="0",  # Ray's own is 15, so that anything else on the machine would come first
     )
     import ray
 

@@ -23,6 +23,7 @@ START_S = 900.0
 POLL_S = 0.2
 STOP_S, CALL_S = 20.0, 120.0
 
+QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 Tell = Callable[[str], None]
@@ -50,11 +51,10 @@ class Deployment:
         serve.start(
             proxy_location=self._app["proxy_location"],
             http_options=self._app["http_options"],
-            logging_config={"enable_access_log": False, "log_level": "WARNING"},
+            logging_config=QUIET,
         )
-        target = serve.RunTarget(
-            build_app(AppArgs(**application["args"])), application["name"], application["route_prefix"]
-        )
+        built = build_app(AppArgs(**application["args"]))
+        target = serve.RunTarget(built, application["name"], application["route_prefix"], QUIET)
         # Serve's own wait would try a replica that cannot start again and again before it says why.
         serve.run_many(
             [target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
@@ -113,4 +113,5 @@ def serve_config(config: PipelineConfig, config_name: str, overrides: Sequence[s
     }
 
 
-logging.getLogger("ray.serve").setLevel(logging.WARNING)
+for chatty in ("ray.serve", "httpx"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -17,6 +17,9 @@ START_S = 900.0
 STOP_S = 45.0
 POLL_S = 0.1
 
+LAST_PHASES = ("stopping", "failed")
+"""Not told while a server starts: what follows says why."""
+
 OnPhase = Callable[[str], None]
 
 
@@ -80,7 +83,7 @@ def wait_ready(home: Home, process: subprocess.Popen[bytes] | None, on_phase: On
             if record is not None and (process is None or record.pid == process.pid):
                 if record.phase != phase:
                     phase = record.phase
-                    if process is not None:
+                    if process is not None and phase not in LAST_PHASES:
                         on_phase(phase)
                 if phase == "ready":
                     return Started(record, was_up=process is None)
