@@ -128,7 +128,9 @@ class Answer:
     evidence: tuple[Evidence, ...]  # heaviest first
     as_of_s: float  # stream time up to which the store was read
     num_tokens: int
-    timings_ms: dict[str, float] = field(default_factory=dict)  # query, search, fetch, prefill, first_token, total
+    timings_ms: dict[str, float] = field(
+        default_factory=dict
+    )  # query, search, fetch, prefill, first_token, total
     blocks_per_layer: tuple[int, ...] = ()
 
 

@@ -49,7 +49,9 @@ def demo(
 
 def world(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where NAME.mp4 and NAME.json are written.")],
-    name: Annotated[str, typer.Argument(metavar="NAME")] = "world",
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Default: square-SEED.", show_default=False)
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Every seed gives another world.")] = 0,
     minutes: Annotated[float, typer.Option(help="Length, above 0 and up to 240.")] = 1.0,
     questions: Annotated[int, typer.Option(min=1, help="Questions with their answers.")] = 20,
@@ -58,6 +60,7 @@ def world(
     """Write a town-square video and questions about it, with their answers."""
     from pipeline.worlds import write_world
 
+    name = name or f"square-{seed}"
     with friendly(as_json=as_json), bars() as progress:
         if "/" in name or not name.strip("."):
             fail(f"NAME: got {name!r}, allowed a file name without folders", as_json=as_json)

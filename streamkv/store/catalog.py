@@ -279,7 +279,9 @@ def _info(session: Session, stream: StreamRow) -> StreamInfo:
         func.coalesce(func.max(SegmentRow.end_s), 0.0),
     ).where(SegmentRow.stream_id == stream.id)
     count, frames, source_frames, kv_bytes, file_bytes, as_of_s = session.execute(sums).one()
-    gaps = session.scalars(select(GapRow).where(GapRow.stream_id == stream.id).order_by(GapRow.start_s, GapRow.end_s))
+    gaps = session.scalars(
+        select(GapRow).where(GapRow.stream_id == stream.id).order_by(GapRow.start_s, GapRow.end_s)
+    )
     return StreamInfo(
         stream_id=stream.id,
         uri=stream.uri,

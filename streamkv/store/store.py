@@ -1,9 +1,9 @@
 """The segment store: durable file, then catalog row. A segment is there once its row is.
 
-    epoch = store.begin_writing("lobby")                       # fences off whoever wrote before
-    place = write_segment(root, identity, "lobby", epoch, kv)  # in any process
-    store.commit(place)                                        # counts once, however often it is called
-    memory = store.reader("lobby").refresh()                   # what a question reads
+epoch = store.begin_writing("lobby")                       # fences off whoever wrote before
+place = write_segment(root, identity, "lobby", epoch, kv)  # in any process
+store.commit(place)                                        # counts once, however often it is called
+memory = store.reader("lobby").refresh()                   # what a question reads
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +29,7 @@ from streamkv.townsquare.script import COLOURS, KINDS, MAX_THINGS, SIGN_LETTERS,
 from training.townsquare.attributes import NUM_ATTRIBUTES, OFFSETS, SLOTS
 from training.townsquare.bank import Bank, BankEyes
 from training.townsquare.build import FRAME_TOKENS, build_model, build_tokenizer
-from training.townsquare.clips import IDS, IGNORE, NEWLINE, PREFIX, Batch, ClipSpec, make_batch
+from training.townsquare.clips import IDS, IGNORE, NEWLINE, PREFIX, Batch, ClipSpec, make_batch, make_clip
 
 LOOKED_UP = ("colour", "place", "existence")
 CURRICULUM = (  # accuracy on such clips at which the next ones start, latest share of the run for that, clips
@@ -438,6 +437,12 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=200, help="steps")
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--contrast", type=float, default=0.2)
+    parser.add_argument(
+        "--described", type=float, default=0.6, help="with a bank: share of batches that are described"
+    )
+    parser.add_argument(
+        "--table", help="with a bank: the checkpoint whose cell vectors the tower was turned to"
+    )
     parser.add_argument("--hard", type=float, default=0.0, help="share of batches of the hard kinds alone")
     parser.add_argument(
         "--decay", type=float, default=0.7, help="share of the run at which the rate begins to fall"
@@ -459,8 +464,17 @@ def main() -> None:
     make = make_batch
     if args.bank:
         bank = Bank(args.bank)
-        trainee.eyes = BankEyes(bank.features)
-        make = partial(make_batch, clip=bank.clip)
+        seen, described = BankEyes(bank.features), trainee.eyes
+        if args.table:
+            described.table.weight.data = torch.load(args.table)["eyes.table.weight"]
+        described.requires_grad_(False)
+
+        def make(rng: random.Random, spec: ClipSpec, size: int) -> Batch:
+            """Of the bank, or described as it is: the bank alone has too few signs, and they are learnt by heart."""
+            is_described = rng.random() < args.described
+            trainee.eyes = described if is_described else seen
+            return make_batch(rng, spec, size, make_clip if is_described else bank.clip)
+
     train(trainee, args, make)
 
 

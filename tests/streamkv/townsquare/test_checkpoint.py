@@ -34,7 +34,9 @@ def watch(model: VideoLLM, engine: Engine, world: World, folder: Path) -> InMemo
     features = model.encode_frames([f.rgb for f in frames])
     segmenter, window = Segmenter(engine.method.segment), engine.open_window()
     memory = InMemoryVideo(model.geometry)
-    closed = [segmenter.push(f, frame.start_s, frame.end_s) for f, frame in zip(features, frames, strict=True)]
+    closed = [
+        segmenter.push(f, frame.start_s, frame.end_s) for f, frame in zip(features, frames, strict=True)
+    ]
     for segment in [*closed, segmenter.flush()]:
         if segment is not None:
             memory.add(engine.prefill(window, segment))
