@@ -75,6 +75,16 @@ def test_a_resume_yields_the_very_frames_of_an_unbroken_run(tmp_path: Path, name
         assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(resumed, whole[cut:], strict=True))
 
 
+def test_a_seek_that_lands_too_late_is_made_good(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index may lead past the wanted time; then the source is decoded from its beginning."""
+    whole = list(sample_frames(str(clip), 2.0))
+    monkeypatch.setattr("streamkv.video.SEEK_MARGIN_S", -4.0)
+    for cut in range(len(whole)):
+        resumed = list(sample_frames(str(clip), 2.0, start_s=whole[cut].start_s))
+        assert [f.start_s for f in resumed] == [f.start_s for f in whole[cut:]]
+        assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(resumed, whole[cut:], strict=True))
+
+
 def test_a_resume_at_the_end_yields_nothing(clip: Path) -> None:
     assert list(sample_frames(str(clip), 2.0, start_s=12.0)) == []
 
