@@ -34,9 +34,12 @@ class Stage:
         return supervisor
 
     def check(self, lengths: dict[str, int]) -> None:
-        """Every frame of every stream is committed once, in segments of four, and every file is sound."""
+        """Every frame of every stream is committed once, in segments of four, and every file is sound.
+
+        A file that no row names may lie about: what a writer left that was cut off goes with the next one.
+        """
         with SegmentStore.open(self.root, read_only=True) as store:
-            assert store.verify() == []
+            assert [problem for problem in store.verify() if problem.kind != "extra"] == []
             for stream_id, count in lengths.items():
                 info = store.stream(stream_id)
                 spans = [(s.start_s, s.end_s) for s in store.reader(stream_id).refresh().segments]
@@ -144,7 +147,7 @@ def test_a_worker_that_is_away_for_a_while_is_waited_for(stage: Stage) -> None:
 
 
 def test_a_new_supervisor_resumes_what_the_old_one_left(stage: Stage) -> None:
-    first_footage, second_footage = Footage(pace_s=0.004), Footage()
+    first_footage, second_footage = Footage(pace_s=0.004), Footage(pace_s=0.004)
     first = stage.open(LocalWorkers(stage.root, first_footage))
     first.add_stream("a", "300")
     first.add_stream("short", "3")
