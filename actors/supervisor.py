@@ -103,11 +103,11 @@ class Supervisor:
             store.remove_stream(stream_id)
 
     def stats(self) -> dict[str, float]:
-        """Seconds and counts of each stage since the workers started."""
+        """Seconds and counts of each stage since the workers started; `active_streams` are in care now."""
         totals = [self.clock.totals(), *(p.status.totals for p in self._spots() if p.status)]
         if self._store is not None:
             totals.append(self._store.totals())
-        return add_totals(totals)
+        return {**add_totals(totals), "active_streams": float(len(self._charges))}
 
     def shutdown(self) -> None:
         """Ends all work; streams stay as the catalog has them and resume with the next supervisor."""

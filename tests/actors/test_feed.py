@@ -1,0 +1,69 @@
+"""A feed decodes ahead into a bounded queue, and an end is only what the source says is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from stage import Footage, wait_until
+
+from actors.feed import MAX_QUEUE_BYTES, Feed
+from actors.messages import StreamSpec
+from actors.timing import StageClock
+from streamkv.types import Frame
+from streamkv.video import OnGap
+
+
+def feed_of(length: int, footage: Footage, queue_frames: int = 4) -> Feed:
+    spec = StreamSpec("s", str(length), epoch=1)
+    return Feed(spec, footage.open, queue_frames=queue_frames, on_change=lambda: None, clock=StageClock())
+
+
+def test_a_full_queue_stops_the_source_until_there_is_room() -> None:
+    footage = Footage()
+    feed = feed_of(50, footage)
+    feed.start()
+    wait_until(lambda: feed.num_queued == 4)
+    assert len(footage.decoded["s"]) <= 5
+    taken = []
+    while not feed.is_exhausted:
+        frame = feed.take()
+        if frame is not None:
+            taken.append(frame.start_s)
+    assert taken == [float(k) for k in range(50)]
+    assert [gap.reason for gap in feed.take_gaps()] == ["the tape ends"]
+
+
+def test_large_frames_fill_the_queue_sooner() -> None:
+    size = MAX_QUEUE_BYTES // 2 // 3
+
+    def large(spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
+        for k in range(20):
+            yield Frame(np.zeros((size // 1000, 1000, 3), np.uint8), float(k), float(k + 1))
+
+    clock = StageClock()
+    feed = Feed(StreamSpec("s", "", epoch=1), large, queue_frames=10, on_change=lambda: None, clock=clock)
+    feed.start()
+    wait_until(lambda: feed.num_queued == 2)
+    assert feed.take() is not None
+    wait_until(lambda: feed.num_queued == 2)
+    feed.stop()
+
+
+def test_a_feed_that_is_stopped_is_not_at_its_end() -> None:
+    """Else its open segment would be closed and committed in the middle of the footage."""
+    feed = feed_of(1000, Footage(pace_s=0.001))
+    feed.start()
+    wait_until(lambda: feed.num_queued > 1)
+    feed.stop()
+    wait_until(lambda: not feed._thread.is_alive())
+    assert feed.take() is None
+    assert not feed.is_exhausted
+
+
+def test_a_stop_ends_a_thread_that_waits_for_room() -> None:
+    feed = feed_of(1000, Footage(), queue_frames=1)
+    feed.start()
+    wait_until(lambda: feed.num_queued == 1)
+    feed.stop()
+    wait_until(lambda: not feed._thread.is_alive())

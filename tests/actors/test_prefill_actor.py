@@ -1,0 +1,105 @@
+"""A window takes the very next segment of its own session, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from stage import GEOMETRY, IDENTITY, prefill_parts
+
+from actors.failures import SessionLostError
+from actors.messages import SegmentMessage, StreamSpec
+from actors.prefill import Prefill
+from streamkv.errors import FencedError
+from streamkv.store import SegmentPlace, SegmentStore
+from streamkv.types import Segment
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SegmentStore]:
+    with SegmentStore.open(tmp_path / "store", identity=IDENTITY) as store:
+        store.add_stream("s", "uri")
+        yield store
+
+
+@pytest.fixture
+def prefill(store: SegmentStore) -> Prefill:
+    prefill = Prefill(partial(prefill_parts, store.root), store.commit)
+    assert prefill.start() == IDENTITY
+    return prefill
+
+
+def message(segment_no: int, epoch: int, stream_id: str = "s") -> SegmentMessage:
+    features = torch.zeros(2, GEOMETRY.frame_tokens, GEOMETRY.hidden_dim)
+    start = 2.0 * segment_no
+    spans = ((start, start + 1), (start + 1, start + 2))
+    segment = Segment(segment_no, features, spans, (1.0, 1.0), 2, start + 2)
+    return SegmentMessage.of(StreamSpec(stream_id, "uri", epoch), segment)
+
+
+def test_segments_are_committed_in_turn(prefill: Prefill, store: SegmentStore) -> None:
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0)
+    assert [prefill.ingest(message(no, epoch)) for no in range(3)] == [True, True, True]
+    assert store.stream("s").next_segment_no == 3
+    assert prefill.status().windows == {"s": epoch}
+    totals = prefill.status().totals
+    assert (totals["committed_segments"], totals["prefilled_frames"]) == (3, 6)
+
+
+@pytest.mark.parametrize("wrong", [message(0, 99), message(1, 1), message(0, 1, "other")])
+def test_what_is_not_due_is_refused(prefill: Prefill, store: SegmentStore, wrong: SegmentMessage) -> None:
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0)
+    with pytest.raises(SessionLostError):
+        prefill.ingest(SegmentMessage(**{**vars(wrong), "epoch": epoch if wrong.epoch == 1 else wrong.epoch}))
+    assert store.stream("s").next_segment_no == 0
+
+
+def test_the_same_segment_twice_is_refused_the_second_time(prefill: Prefill, store: SegmentStore) -> None:
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0)
+    prefill.ingest(message(0, epoch))
+    with pytest.raises(SessionLostError, match="segment 1 is due"):
+        prefill.ingest(message(0, epoch))
+
+
+def test_a_failed_commit_drops_the_window_and_a_new_one_is_rebuilt(
+    prefill: Prefill, store: SegmentStore
+) -> None:
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0)
+    prefill.ingest(message(0, epoch))
+
+    def broken(place: SegmentPlace) -> bool:
+        raise RuntimeError("no answer")
+
+    prefill.set_commit(broken)
+    with pytest.raises(RuntimeError, match="no answer"):
+        prefill.ingest(message(1, epoch))
+    assert prefill.status().windows == {}
+    prefill.set_commit(store.commit)
+    with pytest.raises(SessionLostError, match="no window"):
+        prefill.ingest(message(1, epoch))
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, store.stream("s").next_segment_no)
+    assert prefill.ingest(message(1, epoch))
+
+
+def test_a_writer_that_was_overtaken_commits_nothing(prefill: Prefill, store: SegmentStore) -> None:
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0)
+    store.begin_writing("s")
+    with pytest.raises(FencedError):
+        prefill.ingest(message(0, epoch))
+    assert store.stream("s").next_segment_no == 0
+
+
+def test_one_that_was_just_started_asks_for_its_streams(store: SegmentStore) -> None:
+    fresh = Prefill(partial(prefill_parts, store.root))
+    assert not fresh.status().started
+    with pytest.raises(SessionLostError, match="just been started"):
+        fresh.ingest(message(0, 1))
