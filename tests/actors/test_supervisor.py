@@ -158,6 +158,8 @@ def test_a_new_supervisor_resumes_what_the_old_one_left(stage: Stage) -> None:
     stage.check({"a": 300, "short": 3})
     assert second_footage.decoded["a"][0] > 10, "it does not begin at the beginning"
     assert "short" not in second_footage.decoded
+    assert second.stats()["sessions"] == 1, "the two do not take it from each other by turns"
+    wait_until(lambda: first.stats()["active_streams"] == 0)
 
 
 def test_a_stream_that_never_gets_on_is_set_aside(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
