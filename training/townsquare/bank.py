@@ -2,8 +2,9 @@
 
     python -m training.townsquare.bank --eyes out/eyes.pt --out out/bank.pt --worlds 60
 
-With it the decoder trains on what it will really get, without drawing or looking again: clips are put together from
-the bank's scenes, in the order of their clocks.
+With it the decoder trains on what it will really get, without drawing or looking again. A clip is a run of scenes of
+one world, or it is mixed: each frame's cells come from different scenes, so that no sign goes with the same clock
+twice and nothing can be learnt by heart.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import random
 import tempfile
 import time
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -30,15 +33,15 @@ STEP_S = 1.0  # stream seconds between the bank's frames; a clip takes every sec
 
 
 class BankEyes(nn.Module):
-    """Stands where the tower would: looks a frame's features up by its place in the bank."""
+    """Stands where the tower would: looks each cell's features up by its place in the bank."""
 
     def __init__(self, features: Tensor):
         super().__init__()
         self.features = features  # (frames, 9, D) float16
 
     def forward(self, places: Tensor) -> Tensor:
-        """(B, F, 9, 5) int64, of which [..., 0, 0] is the place, to (B, F, 9, D)."""
-        return self.features[places[..., 0, 0]].float()
+        """(B, F, 9, 5) int64, of which [..., 0] is the place, to (B, F, 9, D)."""
+        return self.features[places[..., 0], torch.arange(places.shape[2])].float()
 
 
 def read_pictures(path: Path, times_s: list[float]) -> np.ndarray:
@@ -91,43 +94,79 @@ def fill(eyes: Eyes, worlds: int, minutes: float, seed: int) -> dict[str, object
 
 
 class Bank:
-    """Puts clips together from a filled bank."""
+    """Puts clips together from filled banks."""
 
-    def __init__(self, path: Path | str, *, part: slice = slice(None)):
-        held = torch.load(path)
-        self.features: Tensor = held["features"]
-        rows = list(zip(held["scenes"], held["first"], held["first"][1:], strict=False))
-        self.rows = rows[part]
+    def __init__(self, *paths: Path | str, part: slice = slice(None), mixed: float = 0.0):
+        """`part` of each bank's scenes; of the clips a share `mixed` is mixed, the others are runs of scenes."""
+        features: list[Tensor] = []
+        self.scenes: list[tuple[Scene, int, int]] = []  # a scene that begins at 0 s, its first frame and its end
+        offset = 0
+        for path in paths:
+            held = torch.load(path)
+            rows = zip(held["scenes"], held["first"], held["first"][1:], strict=False)
+            self.scenes += [(_scene(row), offset + a, offset + b) for row, a, b in list(rows)[part] if b - a >= 4]
+            features.append(held["features"])
+            offset += len(features[-1])
+        self.features = torch.cat(features)
+        self.mixed = mixed
+        self.at_minute: dict[int, list[tuple[Scene, int, int]]] = defaultdict(list)
+        for held_scene in self.scenes:
+            self.at_minute[held_scene[0].clock_minute].append(held_scene)
 
     def clip(self, rng: random.Random, spec: ClipSpec) -> Clip:
-        """A clip of scenes with different clocks and signs, in the order of their clocks."""
         count = rng.randint(*spec.scenes)
-        chosen: dict[int, tuple] = {}
-        signs: set[tuple[str, int]] = set()
-        while len(chosen) < count:
-            row = rng.choice(self.rows)
-            sign = (row[0][2], row[0][3])
-            if row[0][1] not in chosen and sign not in signs and row[2] - row[1] >= 4:
-                chosen[row[0][1]] = row
-                signs.add(sign)
+        made = self._mixed(rng, count) if rng.random() < self.mixed else self._run(rng, count)
         scenes, frames, start = [], [], 0.0
-        for clock in sorted(chosen):
-            (length, _, letter, number, weather, things), first, end = chosen[clock]
-            scenes.append(
-                Scene(
-                    start,
-                    start + length,
-                    clock,
-                    Sign(letter, number),
-                    weather,
-                    tuple(Thing(*t) for t in things),
-                )
-            )
-            grid = list(range(first + rng.randrange(round(SAMPLE_S / STEP_S)), end, round(SAMPLE_S / STEP_S)))
-            places = sorted(rng.sample(grid, min(len(grid), rng.randint(*spec.frames))))
-            frames.append([np.full((9, 5), p) for p in places])
-            start += length
+        for scene, cells in made:  # cells: (frames of the scene, 9) places
+            scenes.append(replace(scene, start_s=start, end_s=start + scene.end_s))
+            start += scene.end_s
+            step = round(SAMPLE_S / STEP_S)
+            grid = range(rng.randrange(step), len(cells), step)
+            chosen = sorted(rng.sample(grid, min(len(grid), rng.randint(*spec.frames))))
+            frames.append([np.repeat(cells[i][:, None], 5, 1) for i in chosen])
         return Clip(World(-1, tuple(scenes)), frames)
+
+    def _run(self, rng: random.Random, count: int) -> list[tuple[Scene, np.ndarray]]:
+        """Scenes that follow each other in their world."""
+        while True:
+            at = rng.randrange(len(self.scenes) - count + 1)
+            run = self.scenes[at : at + count]
+            clocks = [scene.clock_minute for scene, _, _ in run]
+            if sorted(set(clocks)) == clocks:
+                return [(scene, np.arange(a, b)[:, None].repeat(9, 1)) for scene, a, b in run]
+
+    def _mixed(self, rng: random.Random, count: int) -> list[tuple[Scene, np.ndarray]]:
+        """Scenes whose sign, sky, clock and things come from different ones, their clocks as near as in a world."""
+        clocks: list[tuple[Scene, int, int]] = []
+        minute = rng.randrange(24 * 60 - 8 * count)
+        while len(clocks) < count and minute < 24 * 60:
+            if minute in self.at_minute:
+                clocks.append(rng.choice(self.at_minute[minute]))
+            minute += rng.randint(1, 4)
+        made, signs = [], set()
+        for clock in clocks:
+            things = rng.choice(self.scenes)
+            sky, sign = rng.choice(self.scenes), rng.choice(self.scenes)
+            while sign[0].sign in signs:
+                sign = rng.choice(self.scenes)
+            signs.add(sign[0].sign)
+            _, a, b = things
+            cells = np.arange(a, b)[:, None].repeat(9, 1)
+            for cell, (_, first, end) in enumerate((sign, sky, clock)):
+                cells[:, cell] = [rng.randrange(first, end) for _ in range(a, b)]
+            scene = replace(
+                things[0],
+                clock_minute=clock[0].clock_minute,
+                sign=sign[0].sign,
+                weather=sky[0].weather,
+            )
+            made.append((scene, cells))
+        return made
+
+
+def _scene(row: tuple) -> Scene:
+    length, clock, letter, number, weather, things = row
+    return Scene(0.0, length, clock, Sign(letter, number), weather, tuple(Thing(*t) for t in things))
 
 
 def main() -> None:

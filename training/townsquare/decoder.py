@@ -36,9 +36,9 @@ CURRICULUM = (  # accuracy on such clips at which the next ones start, latest sh
     (0.92, 0.3, ClipSpec(scenes=(1, 1), frames=(1, 1), questions=8, kinds=LOOKED_UP, refs=("none", "thing"))),
     (0.92, 0.5, ClipSpec(scenes=(1, 1), frames=(1, 1), questions=8)),
     (0.90, 0.62, ClipSpec(scenes=(2, 4), frames=(1, 2), questions=12)),
-    (2.00, 1.00, ClipSpec(scenes=(1, 6), frames=(1, 4), questions=14, summary=0.5, drop=0.3)),
+    (2.00, 1.00, ClipSpec(scenes=(1, 8), frames=(1, 3), questions=14, summary=0.5, drop=0.3)),
 )
-HARD = ("time", "number", "weather", "count")
+HARD = ("time", "number", "weather", "count", "order")
 """Kinds that half of the batches of several scenes are about alone: they take longest to learn."""
 
 
@@ -340,7 +340,7 @@ def evaluate(
     }
 
 
-def train(trainee: Trainee, args: argparse.Namespace, make=make_batch) -> None:
+def train(trainee: Trainee, args: argparse.Namespace, make=make_batch, make_held=make_batch) -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     params = [p for p in trainee.parameters() if p.requires_grad]
@@ -411,11 +411,11 @@ def train(trainee: Trainee, args: argparse.Namespace, make=make_batch) -> None:
                 "looks": round(sums["looks"] / sums["n"], 3),
                 "peeks": round(sums["peeks"] / sums["n"], 3),
                 "points": round(sums["points"] / sums["n"], 3),
-                "now": evaluate(trainee, spec, 48, 7, make),
+                "now": evaluate(trainee, spec, 48, 7, make_held),
             }
             if spec.scenes[1] > 1:
                 four = ClipSpec(scenes=(4, 4), frames=(1, 1) if spec.frames[1] < 3 else (3, 3), questions=12)
-                report["four"] = evaluate(trainee, four, 32, 8, make)["accuracy"]
+                report["four"] = evaluate(trainee, four, 32, 8, make_held)["accuracy"]
             print(json.dumps(report), flush=True)
             stage += report["now"]["accuracy"]["all"] >= enough
             sums.clear()
@@ -453,7 +453,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval-s", type=float, default=45)
-    parser.add_argument("--bank", help="features of real video instead of described cells")
+    parser.add_argument("--bank", nargs="+", help="features of real video instead of described cells")
+    parser.add_argument("--held", type=int, default=240, help="scenes of each bank kept for the reports")
+    parser.add_argument("--mixed", type=float, default=0.75, help="share of the bank's clips that are mixed")
     parser.add_argument("--from", dest="source", help="a checkpoint to continue")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -461,9 +463,10 @@ def main() -> None:
     trainee = Trainee()
     if args.source:
         trainee.load_state_dict(torch.load(args.source), strict=False)
-    make = make_batch
+    make = make_held = make_batch
     if args.bank:
-        bank = Bank(args.bank)
+        bank = Bank(*args.bank, part=slice(None, -args.held), mixed=args.mixed)
+        held = Bank(*args.bank, part=slice(-args.held, None))
         seen, described = BankEyes(bank.features), trainee.eyes
         if args.table:
             described.table.weight.data = torch.load(args.table)["eyes.table.weight"]
@@ -475,7 +478,11 @@ def main() -> None:
             trainee.eyes = described if is_described else seen
             return make_batch(rng, spec, size, make_clip if is_described else bank.clip)
 
-    train(trainee, args, make)
+        def make_held(rng: random.Random, spec: ClipSpec, size: int) -> Batch:
+            trainee.eyes = seen
+            return make_batch(rng, spec, size, held.clip)
+
+    train(trainee, args, make, make_held)
 
 
 if __name__ == "__main__":

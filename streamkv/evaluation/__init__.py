@@ -1,0 +1,1 @@
+"""Measures answers: suites of videos with questions, scoring rules, runs of a method over them, reports."""
