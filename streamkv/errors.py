@@ -5,6 +5,8 @@ StreamKVError
 ├── SourceError           a video cannot be opened or read at all
 ├── ModelError            a checkpoint cannot be loaded or is of an unknown family
 ├── QuestionError         a question is empty or too long
+├── SuiteError            an evaluation's annotations are missing or malformed
+│   └── MissingVideoError     a video that the annotations name is not in the folder
 └── StoreError
     ├── UnknownStreamError    no such stream
     ├── StreamExistsError     the stream id is taken
@@ -35,6 +37,14 @@ class ModelError(StreamKVError):
 
 class QuestionError(StreamKVError, ValueError):
     """A question is empty or longer than the configured limit."""
+
+
+class SuiteError(StreamKVError):
+    """An evaluation suite is unknown, or its annotation file is missing or malformed."""
+
+
+class MissingVideoError(SuiteError):
+    """A video that a suite's annotations name is not in the folder of videos."""
 
 
 class StoreError(StreamKVError):
