@@ -233,9 +233,10 @@ def preset_names() -> list[str]:
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """Schema < preset < YAML < `a.b=c` overrides; unknown, mistyped or missing keys raise ConfigError.
+    """Schema < preset < what suits the model < YAML < `a.b=c` overrides; an unknown or mistyped key: ConfigError.
 
-    The preset's name is read from the overrides (`preset=rekv`), else from the YAML, else it is `streamkv`.
+    The preset's name is read from the overrides (`preset=rekv`), else from the YAML, else it is `streamkv`. What
+    suits a model is `configs/models/NAME.yaml`, NAME being the last part of `model.path`, if there is one.
     """
     schema = OmegaConf.structured(PipelineConfig)
     try:
@@ -245,7 +246,9 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
         preset_file = CONFIG_ROOT / "presets" / f"{preset}.yaml"
         if preset not in preset_names():
             raise ConfigError(f"preset: unknown {preset!r}; known: {', '.join(preset_names())}")
-        merged = OmegaConf.merge(schema, OmegaConf.load(preset_file), given, dotted)
+        model_path = OmegaConf.select(OmegaConf.merge(schema, given, dotted), "model.path")
+        suited = _suited(model_path, preset)
+        merged = OmegaConf.merge(schema, OmegaConf.load(preset_file), suited, given, dotted)
         return cast(PipelineConfig, OmegaConf.to_object(merged))
     except FileNotFoundError as exc:
         raise ConfigError(f"config file {path}: not found; shipped ones are in {CONFIG_ROOT}") from exc
@@ -255,6 +258,17 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
             raise cause from exc
         where = f" in {path}" if path else ""
         raise ConfigError(f"config{where}: {str(exc).splitlines()[0]} (key {exc.full_key!r})") from exc
+
+
+def _suited(model_path: str, preset: str) -> DictConfig:
+    """The method's settings that suit this model under this preset; none for a model without a file."""
+    file = CONFIG_ROOT / "models" / f"{Path(model_path).name}.yaml"
+    if not file.is_file():
+        return OmegaConf.create()
+    by_preset = cast(DictConfig, OmegaConf.load(file))
+    empty = OmegaConf.create()
+    method = OmegaConf.merge(by_preset.get("all", empty), by_preset.get(preset, empty))
+    return OmegaConf.create({"method": method})
 
 
 def config_to_dict(config: PipelineConfig) -> dict[str, Any]:
