@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.commands import demo, server, streams
+from pipeline.commands import demo, inspect, server, streams
 
 app = typer.Typer(
     name="streamkv",
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 server.register(app)
 streams.register(app)
+inspect.register(app)
 demo.register(app)
 
 
