@@ -48,6 +48,10 @@ PLOT_IN = WIDTH_IN - MARGIN_LEFT_IN - MARGIN_RIGHT_IN
 MAX_COLUMNS = 600
 """Columns of a heat map: about two pixels each."""
 THUMBNAIL_GAP_IN = 0.08
+MAX_FRAMES = 1000
+"""Beyond these, similarity is drawn as the range in each of as many stretches."""
+MAX_LINES = 150
+"""Segments whose beginnings are drawn as lines; more would be a grey area."""
 MIN_BLOCK_IN = 0.035
 """A block that would be drawn narrower is widened to this, so that it is seen."""
 TICKS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
@@ -92,7 +96,7 @@ def write_picture(inspection: Inspection, path: Path) -> None:
     try:
         with mpl.rc_context(STYLE), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter that the font lacks is a box
-            draw(inspection).savefig(partial, format="png", dpi=DPI)
+            draw(inspection).savefig(partial, format="png", dpi=DPI, pil_kwargs={"optimize": True})
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -139,7 +143,7 @@ class _Drawing:
             yield _Panel("similarity", 0.45, 1.25)
         yield _Panel("kept", 0.45, rows_in)
         if inspection.question is not None:
-            yield _Panel("read", 0.62, rows_in * 1.25)
+            yield _Panel("read", 0.78, rows_in * 1.25)
 
     def _picture_width_in(self) -> float:
         return PLOT_IN / MAX_THUMBNAILS - THUMBNAIL_GAP_IN
@@ -220,7 +224,7 @@ class _Drawing:
         for side in axes.spines.values():
             side.set_visible(False)
         if self.inspection.gaps:
-            missing = Patch(facecolor="white", edgecolor=INK, hatch="////", lw=0, label="footage missing")
+            missing = Patch(facecolor="white", edgecolor=INK, hatch="////", lw=0, label="footage\nmissing")
             axes.legend(handles=[missing], loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
 
     def _draw_pictures(self, strip: Axes, segments: Axes) -> None:
@@ -255,23 +259,27 @@ class _Drawing:
     def _draw_similarity(self, axes: Axes, track: FrameTrack) -> None:
         middles = np.array([(a + b) / 2 for a, b in track.spans_s])
         values = np.array(track.similarities)
-        axes.vlines(
-            [s.start_s for s in self.inspection.segments[1:]], 0, 1, color=GRID, lw=0.7, zorder=0,
-            transform=axes.get_xaxis_transform(),
-        )  # fmt: skip
-        many = len(values) > 400
-        axes.plot(middles, values, color=BLUE, lw=0.8 if many else 1.3, marker="" if many else ".", ms=4)
-        handles: list[Any] = [Line2D([], [], color=BLUE, lw=1.3, label="similarity to the frame before")]
+        starts = self._mark_starts(axes)
+        is_range = len(values) > MAX_FRAMES
+        if is_range:
+            at_s, low, high = _ranges(middles, values, MAX_FRAMES)
+            axes.fill_between(at_s, low, high, color=BLUE, lw=0)
+            handles: list[Any] = [
+                Patch(color=BLUE, label="similarity to the frame before, lowest to highest")
+            ]
+        else:
+            axes.plot(middles, values, color=BLUE, lw=1.2, marker=".", ms=4)
+            handles = [Line2D([], [], color=BLUE, lw=1.3, label="similarity to the frame before")]
         if track.theta is not None:
-            low = values <= track.theta
-            axes.axhline(track.theta, color=VERMILION, lw=1.1, ls=(0, (5, 3)))
-            axes.plot(middles[low], values[low], ls="", marker="v", ms=5 if many else 6, color=VERMILION)
-            handles += [
-                Line2D([], [], color=VERMILION, lw=1.1, ls=(0, (5, 3)), label=f"threshold {track.theta:g}"),
-                Line2D([], [], color=VERMILION, ls="", marker="v", ms=6, label="at or below it: a segment may close"),
-            ]  # fmt: skip
-        handles.append(Line2D([], [], color=GRID, lw=1.2, label="a segment begins"))
-        _legend(axes, handles)
+            dashed: dict[str, Any] = {"color": VERMILION, "lw": 1.1, "ls": (0, (5, 3))}
+            axes.axhline(track.theta, **dashed)
+            handles.append(Line2D([], [], **dashed, label=f"threshold {track.theta:g}"))
+            if not is_range:
+                is_low = values <= track.theta
+                mark: dict[str, Any] = {"color": VERMILION, "ls": "", "marker": "v", "ms": 6}
+                axes.plot(middles[is_low], values[is_low], **mark)
+                handles.append(Line2D([], [], **mark, label="at or below it: a segment may close"))
+        self._legend(axes, [*handles, *starts])
         axes.set_title(f"Frame similarity ({track.similarity})", pad=6)
         axes.set_ylim(*_padded(values, track))
         axes.grid(axis="y", color=GRID, lw=0.5)
@@ -296,26 +304,22 @@ class _Drawing:
         marks = PatchCollection([self._mark(b) for b in blocks], cmap=colours, norm=norm, lw=0)
         marks.set_array(np.array([b.share for b in blocks]))
         axes.add_collection(marks)
-        axes.set_title("Blocks read for the question, by layer", pad=20)
+        axes.set_title("Blocks read for the question, by layer", pad=28)
         self._finish_layers(axes)
         axes.hlines(
             np.arange(1, self.inspection.num_layers) - 0.5, self._start_s, self._end_s, color=GRID, lw=0.5, zorder=0
         )  # fmt: skip
-        axes.vlines(
-            [s.start_s for s in self.inspection.segments[1:]], -0.5, self.inspection.num_layers - 0.5,
-            color=GRID, lw=0.5, zorder=0,
-        )  # fmt: skip
+        self._mark_starts(axes)
         self._mark_evidence(axes, question)
         dark = colours(0.75)
-        _legend(
-            axes,
-            [
-                Line2D([], [], color=dark, ls="", marker="s", ms=7, label="a frame (upper part of a row)"),
-                Line2D([], [], color=dark, lw=2.6, label="a segment's summary (lower part)"),
-                Line2D([], [], color=INK, lw=2.2, label="a segment that the answer rests on, and its weight"),
-            ],
-            raised=True,
+        dark_frame = Line2D(
+            [], [], color=dark, ls="", marker="s", ms=7, label="a frame (upper part of a row)"
         )
+        dark_summary = Line2D([], [], color=dark, lw=2.6, label="a segment's summary (lower part)")
+        bracket = Line2D(
+            [], [], color=INK, lw=2.2, label="a segment that the answer rests on, and its weight"
+        )
+        self._legend(axes, [dark_frame, dark_summary, bracket], above_in=0.28)
         self._scale(axes, marks, "share of attention")
 
     def _mark(self, block: BlockView) -> Rectangle:
@@ -328,14 +332,30 @@ class _Drawing:
     def _mark_evidence(self, axes: Axes, question: QuestionView) -> None:
         """A bracket over each segment that the answer rests on, with its weight; the lighter give way."""
         taken: list[float] = []
+        over, above = (1 + self._share_of(axes, inches) for inches in (0.06, 0.1))
         for e in question.evidence:
-            axes.plot([e.start_s, e.end_s], [1.03, 1.03], transform=axes.get_xaxis_transform(), clip_on=False,
-                      color=INK, lw=2.2, solid_capstyle="butt")  # fmt: skip
-            at_in = self._inches((e.start_s + e.end_s) / 2)
-            if all(abs(at_in - other) > 0.4 for other in taken):
-                axes.text((e.start_s + e.end_s) / 2, 1.06, f"{e.weight:.2f}", ha="center", va="bottom", fontsize=8,
-                          transform=axes.get_xaxis_transform())  # fmt: skip
+            middle_s = (e.start_s + e.end_s) / 2
+            # a little shorter than the segment, so that neighbours stay apart
+            half_s = max((e.end_s - e.start_s) / 2 - self._seconds(0.025), self._seconds(MIN_BLOCK_IN))
+            axes.plot(
+                [middle_s - half_s, middle_s + half_s], [over, over], transform=axes.get_xaxis_transform(),
+                clip_on=False, color=INK, lw=2.2, solid_capstyle="butt",
+            )  # fmt: skip
+            at_in = self._inches(middle_s)
+            if all(abs(at_in - other) > 0.32 for other in taken):
+                axes.text(
+                    middle_s, above, f"{e.weight:.2f}", transform=axes.get_xaxis_transform(), ha="center",
+                    va="bottom", fontsize=8,
+                )  # fmt: skip
                 taken.append(at_in)
+
+    def _mark_starts(self, axes: Axes) -> list[Line2D]:
+        """A line where each segment begins, and its key; neither when they would be too many."""
+        if len(self.inspection.segments) > MAX_LINES:
+            return []
+        starts = [s.start_s for s in self.inspection.segments[1:]]
+        axes.vlines(starts, 0, 1, color=GRID, lw=0.7, zorder=0, transform=axes.get_xaxis_transform())
+        return [Line2D([], [], color=GRID, lw=1.2, label="a segment begins")]
 
     def _finish_layers(self, axes: Axes) -> None:
         """Layer 0 on top, a tick for each or every few."""
@@ -355,6 +375,17 @@ class _Drawing:
         for side in bar.spines.values():
             side.set_visible(False)
 
+    def _legend(self, axes: Axes, handles: Sequence[Any], *, above_in: float = 0.0) -> None:
+        """One line on the right, above the panel."""
+        axes.legend(
+            handles=list(handles), loc="lower right", bbox_to_anchor=(1.0, 1 + self._share_of(axes, above_in)),
+            ncols=len(handles), borderaxespad=0.2, handlelength=1.6, columnspacing=1.4,
+        )  # fmt: skip
+
+    def _share_of(self, axes: Axes, inches: float) -> float:
+        """Inches as a share of the panel's height."""
+        return inches / (axes.get_position().height * self._height_in)
+
     def _inches(self, seconds: float) -> float:
         return seconds / (self._end_s - self._start_s) * PLOT_IN
 
@@ -368,7 +399,7 @@ def _headings(inspection: Inspection) -> Iterator[tuple[str, str, str]]:
     facts = (
         f"{clock(inspection.as_of_s)} stored",
         f"{inspection.num_segments:,} segments",
-        f"{inspection.num_frames:,} frames, {100 * sum(shares) / len(shares):.0f} % of them kept in a layer",
+        f"{inspection.num_frames:,} frames, of which a layer keeps {100 * sum(shares) / len(shares):.0f} % on average",
         f"{inspection.num_layers} layers",
         inspection.state,
     )
@@ -433,12 +464,12 @@ def _padded(values: np.ndarray, track: FrameTrack) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _legend(axes: Axes, handles: Sequence[Any], *, raised: bool = False) -> None:
-    """One line, right above the panel."""
-    axes.legend(
-        handles=list(handles), loc="lower right", bbox_to_anchor=(1.0, 1.0 if not raised else 1.12),
-        ncols=len(handles), borderaxespad=0.2, handlelength=1.6, columnspacing=1.4,
-    )  # fmt: skip
+def _ranges(at_s: np.ndarray, values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Middle, lowest and highest of `count` runs of neighbours; NaN where a run has nothing finite."""
+    runs = np.array_split(np.arange(len(values)), count)
+    seen = [values[run][np.isfinite(values[run])] for run in runs]
+    low, high = (np.array([f(v) if len(v) else np.nan for v in seen]) for f in (np.min, np.max))
+    return np.array([at_s[run].mean() for run in runs]), low, high
 
 
 def _kept_colours() -> Colormap:

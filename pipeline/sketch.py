@@ -36,10 +36,11 @@ class Sketch:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         num_cells = max(8, options.max_width - LABEL - TAIL)
-        yield from _heading(self.inspection)
-        if self.inspection.segments:
-            yield from _Lines(self.inspection, num_cells).all()
-        for note in self.inspection.notes:
+        drawn = self.inspection.binned(num_cells)
+        yield from _heading(drawn)
+        if drawn.segments:
+            yield from _Lines(drawn, num_cells).all()
+        for note in drawn.notes:
             yield Text(f"note: {note}", style="dim")
 
 
@@ -69,7 +70,7 @@ class _Lines:
 
     def all(self) -> Iterator[Text]:
         yield Text()
-        yield self._line(f"{self._cell_s:.2g} s a cell", self._clock_cells(), style="dim")
+        yield self._line(_cell_label(self._cell_s), self._clock_cells(), style="dim")
         yield self._line("segments", self._segment_cells(self._inspection.segments))
         if self._inspection.frames is not None:
             yield Text()
@@ -122,7 +123,6 @@ class _Lines:
             has_theta = floor <= theta < floor + step
             cells = [_bar((v - floor) / step, v <= theta, has_theta) for v in lows]
             label = "similarity" if row == CHART_ROWS - 1 else ""
-            label = f"at most {theta:.2f}" if has_theta and not label else label
             yield self._line(
                 label, cells, f"{floor + step:.2f}" if row == CHART_ROWS - 1 else f"{floor:.2f}" * (not row)
             )
@@ -174,12 +174,16 @@ def evidence_text(question: QuestionView, count: int) -> str:
     )
 
 
+def _cell_label(seconds: float) -> str:
+    return f"cell {seconds:.0f} s" if seconds >= 10 else f"cell {seconds:.1f} s"
+
+
 def _mean(values: list[float]) -> float:
     return float(np.mean(values))
 
 
 def _shade(share: float, style: str) -> Text:
-    """Blank for nothing; the lightest shade for whatever is there, however little."""
+    """Blank for NaN, where nothing is; the lightest shade for whatever is there, however little."""
     if not math.isfinite(share):
         return Text(" ")
     return Text(SHADES[min(len(SHADES) - 1, max(0, int(share * len(SHADES))))], style)
@@ -194,5 +198,5 @@ def _bar(fill: float, is_low: bool, has_theta: bool) -> Text:
 
 
 def _similarity_legend(track: FrameTrack) -> str:
-    what = f"{track.similarity} of neighbouring frames, the lowest in each cell"
-    return what if track.theta is None else f"{what}; ╌ the threshold"
+    what = f"{track.similarity} to the frame before, lowest in a cell"
+    return what if track.theta is None else f"{what}; ╌ threshold {track.theta:g}"
