@@ -15,7 +15,7 @@ from __future__ import annotations
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ TICKS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400,
 MAX_TICKS = 12
 
 INK, FAINT, GRID = "#22303C", "#66727C", "#D9DEE3"
-BLUE, VERMILION = "#0072B2", "#D55E00"
+BLUE, PALE_BLUE, VERMILION = "#0072B2", "#8DBEDC", "#D55E00"
 SEGMENT_COLOURS = ("#5A7A94", "#B9CAD7")
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -104,7 +104,7 @@ def write_picture(inspection: Inspection, path: Path) -> None:
 
 def draw(inspection: Inspection) -> Figure:
     """The figure; its axes are labelled by panel: `segments`, `similarity`, `kept`, `read`, `picture`."""
-    inspection = inspection.binned(MAX_COLUMNS)
+    inspection = _widened(inspection.binned(MAX_COLUMNS))
     with mpl.rc_context(STYLE):
         return _Drawing(inspection).figure
 
@@ -120,7 +120,7 @@ class _Drawing:
         head_in = 0.62 + 0.22 * len(self._headings)
         foot_in = 0.55 + 0.17 * len(inspection.notes)
         self._height_in = head_in + sum(p.title_in + p.height_in for p in panels) + foot_in
-        self.figure = Figure(figsize=(WIDTH_IN, self._height_in), facecolor="white")
+        self.figure = Figure(figsize=(WIDTH_IN, self._height_in), dpi=DPI, facecolor="white")
         FigureCanvasAgg(self.figure)
         self._axes: dict[str, Axes] = {}
         top_in = self._height_in - head_in
@@ -263,9 +263,9 @@ class _Drawing:
         is_range = len(values) > MAX_FRAMES
         if is_range:
             at_s, low, high = _ranges(middles, values, MAX_FRAMES)
-            axes.fill_between(at_s, low, high, color=BLUE, lw=0)
+            axes.fill_between(at_s, low, high, color=PALE_BLUE, lw=0)
             handles: list[Any] = [
-                Patch(color=BLUE, label="similarity to the frame before, lowest to highest")
+                Patch(color=PALE_BLUE, label="similarity to the frame before, lowest to highest")
             ]
         else:
             axes.plot(middles, values, color=BLUE, lw=1.2, marker=".", ms=4)
@@ -413,6 +413,17 @@ def _headings(inspection: Inspection) -> Iterator[tuple[str, str, str]]:
         )
         if question.evidence:
             yield f"rests on  {evidence_text(question, 5)}   (start-end, weight)", "normal", FAINT
+
+
+def _widened(inspection: Inspection) -> Inspection:
+    """With a note if blocks are too short to be drawn to scale."""
+    if inspection.question is None or not inspection.segments:
+        return inspection
+    least_s = MIN_BLOCK_IN / PLOT_IN * (inspection.as_of_s - inspection.segments[0].start_s)
+    if all(b.end_s - b.start_s >= least_s for b in inspection.question.blocks):
+        return inspection
+    note = f"blocks shorter than {least_s:.0f} s are drawn that wide, so that they are seen"
+    return replace(inspection, notes=(*inspection.notes, note))
 
 
 def _cut(text: str, limit: int) -> str:
