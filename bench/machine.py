@@ -1,18 +1,17 @@
-"""Which machine, which versions: what a figure is worth nothing without."""
+"""Figures with their names, units and spread, and how they are printed."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = ("ray", "torch", "transformers", "av", "pyarrow", "faiss-cpu", "numpy", "streamkv-ray")
+from pipeline.machine import machine, versions
+
+__all__ = ["Figure", "machine", "report", "table", "versions"]
 
 
 @dataclass(frozen=True)
@@ -35,26 +34,6 @@ class Figure:
             "n": len(self.runs),
             "spread": [round(min(self.runs), 4), round(max(self.runs), 4)],
         }
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "load_before": round(os.getloadavg()[0], 2),
-    }
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def report(figures: Iterable[Figure], about: dict[str, Any], *, as_json: bool, **more: Any) -> None:
@@ -82,11 +61,3 @@ def table(title: str, rows: Sequence[tuple[str, float, float]], heads: tuple[str
     print(f"\n{title:28} {heads[0]:>10} {heads[1]:>10}")
     for name, left, right in rows:
         print(f"{name:28} {left:10.2f} {right:10.2f}")
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"

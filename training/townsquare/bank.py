@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from streamkv.townsquare.script import TRAIN_SEED_BASE, Scene, Sign, Thing, World, make_world
 from streamkv.townsquare.video import write_video
 from training.townsquare.build import IMAGE_SIZE
-from training.townsquare.clips import SAMPLE_S, Clip, ClipSpec
+from training.townsquare.clips import SAMPLE_S, Clip, ClipSpec, pick
 from training.townsquare.tower import Eyes, to_pixels
 
 STEP_S = 1.0  # stream seconds between the bank's frames; a clip takes every second one
@@ -99,12 +99,16 @@ class Bank:
     def __init__(self, *paths: Path | str, part: slice = slice(None), mixed: float = 0.0):
         """`part` of each bank's scenes; of the clips a share `mixed` is mixed, the others are runs of scenes."""
         features: list[Tensor] = []
-        self.scenes: list[tuple[Scene, int, int]] = []  # a scene that begins at 0 s, its first frame and its end
+        self.scenes: list[
+            tuple[Scene, int, int]
+        ] = []  # a scene that begins at 0 s, its first frame and its end
         offset = 0
         for path in paths:
             held = torch.load(path)
             rows = zip(held["scenes"], held["first"], held["first"][1:], strict=False)
-            self.scenes += [(_scene(row), offset + a, offset + b) for row, a, b in list(rows)[part] if b - a >= 4]
+            self.scenes += [
+                (_scene(row), offset + a, offset + b) for row, a, b in list(rows)[part] if b - a >= 4
+            ]
             features.append(held["features"])
             offset += len(features[-1])
         self.features = torch.cat(features)
@@ -122,7 +126,7 @@ class Bank:
             start += scene.end_s
             step = round(SAMPLE_S / STEP_S)
             grid = range(rng.randrange(step), len(cells), step)
-            chosen = sorted(rng.sample(grid, min(len(grid), rng.randint(*spec.frames))))
+            chosen = pick(rng, grid, 0, len(cells), rng.randint(*spec.frames))
             frames.append([np.repeat(cells[i][:, None], 5, 1) for i in chosen])
         return Clip(World(-1, tuple(scenes)), frames)
 
