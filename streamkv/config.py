@@ -117,13 +117,16 @@ class CompressConfig:
 @dataclass(frozen=True)
 class RetrieveConfig:
     policy: str = "topk"
-    """`topk` by score; `recent` the last `recent_blocks`; `window` the last `n_local` tokens; `everything`."""
+    """`topk` by score; `agree` the same among the segments that all layers choose together; `recent` the last
+    `recent_blocks`; `window` the last `n_local` tokens; `everything`."""
     blocks_per_layer: int = 64
     """K: blocks retrieved in a layer, on average over layers."""
     recent_blocks: int = 8
     """Latest blocks that are always taken; they count towards K."""
     candidate_segments: int = 64
     """Segments taken from each layer's index, whose blocks are then scored; 0 scores every block (exact)."""
+    agree_segments: int = 3
+    """Policy `agree`: segments that all layers together choose, and then read nothing else."""
     budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(tau=0.5))
 
     def __post_init__(self) -> None:

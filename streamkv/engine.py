@@ -217,8 +217,9 @@ class _PromptRun:
     def adapt(self) -> None:
         """Again from the first layer whose count, and so whose choice, the scores of all layers change."""
         retriever = self._engine.retriever
-        counts = retriever.allocate(self._candidates)
-        choices = [retriever.choose(c, n) for c, n in zip(self._candidates, counts, strict=True)]
+        candidates = retriever.agree(self._candidates)
+        counts = retriever.allocate(candidates)
+        choices = [retriever.choose(c, n) for c, n in zip(candidates, counts, strict=True)]
         self._watch.lap("search")
         same = [new.same_as(old.choice) for new, old in zip(choices, self._layers, strict=True)]
         if all(same):

@@ -32,6 +32,11 @@ class Candidates:
     def num_blocks(self) -> int:
         return len(self.slots)
 
+    def of(self, segment_nos: Sequence[int] | np.ndarray) -> Candidates:
+        """Those of the named segments."""
+        inside = np.isin(self.segment_nos, segment_nos)
+        return Candidates(self.segment_nos[inside], self.slots[inside], self.scores[torch.from_numpy(inside)])
+
     def take(self, rows: Sequence[int]) -> BlockChoice:
         index = np.array(rows, np.int64)
         return BlockChoice(self.segment_nos[index], self.slots[index])
@@ -69,6 +74,10 @@ class Retriever(ABC):
     def choose(self, candidates: Candidates, count: int | None = None) -> BlockChoice:
         """`count` of them, or as many as the policy takes by itself: all, unless it says otherwise."""
         return BlockChoice(candidates.segment_nos, candidates.slots)
+
+    def agree(self, candidates: Sequence[Candidates]) -> list[Candidates]:
+        """What each layer may choose from once all have looked; the same, unless the policy says otherwise."""
+        return list(candidates)
 
     def allocate(self, candidates: Sequence[Candidates]) -> list[int]:
         """Each layer's count, from the scores of all layers."""
@@ -111,6 +120,41 @@ class TopK(Retriever):
         return allocate([c.scores for c in candidates], len(candidates) * K, bounds, self.config.budget)
 
 
+class Agreement(TopK):
+    """`topk` among the `agree_segments` segments that all layers together score highest (and the latest blocks).
+
+    A layer alone is easily fooled by a segment that resembles the right one in what this layer looks at; and blocks
+    of a wrong segment in one layer disturb what the others read.
+    """
+
+    def __init__(self, method: MethodConfig, geometry: Geometry) -> None:
+        super().__init__(method, geometry)
+        if self.config.agree_segments < 1:
+            raise ConfigError("retrieve.agree_segments: got 0, policy `agree` needs at least 1")
+        self.is_adaptive = True
+
+    def agree(self, candidates: Sequence[Candidates]) -> list[Candidates]:
+        best = agreed_segments(candidates, self.config.agree_segments)
+        return [c.of([*best, *c.segment_nos[c.num_blocks - self._num_recent :]]) for c in candidates]
+
+
+def agreed_segments(candidates: Sequence[Candidates], count: int) -> list[int]:
+    """The `count` segments with the highest sums, over layers, of their best block's z-score, best first.
+
+    In a layer where a segment is no candidate it counts as that layer's lowest. Of equals the earlier one.
+    """
+    sums: dict[int, float] = {}
+    for c in candidates:
+        if not c.num_blocks:
+            continue
+        nos, first = np.unique(c.segment_nos, return_index=True)
+        best = np.maximum.reduceat(c.scores.double().numpy(), first)
+        z = (best - best.mean()) / (best.std() or 1.0)
+        for no, above_lowest in zip(nos.tolist(), (z - z.min()).tolist(), strict=True):
+            sums[no] = sums.get(no, 0.0) + above_lowest
+    return sorted(sums, key=lambda no: (-sums[no], no))[:count]
+
+
 class Recent(Retriever):
     """The latest `recent_blocks`."""
 
@@ -146,6 +190,7 @@ def _unscored(table: BlockTable) -> Candidates:
 
 RETRIEVERS: dict[str, type[Retriever]] = {
     "topk": TopK,
+    "agree": Agreement,
     "recent": Recent,
     "window": Window,
     "everything": Everything,

@@ -12,7 +12,7 @@ from tiny import random_segment_kv
 from streamkv.config import BudgetConfig, MethodConfig, RetrieveConfig
 from streamkv.errors import ConfigError
 from streamkv.memory import InMemoryVideo, last_blocks
-from streamkv.retrieval import BlockChoice, Candidates, Retriever, make_retriever
+from streamkv.retrieval import BlockChoice, Candidates, Retriever, agreed_segments, make_retriever
 from streamkv.types import Geometry
 
 GEOMETRY = Geometry(num_layers=3, num_heads=6, num_kv_heads=2, head_dim=4, hidden_dim=24, frame_tokens=5)
@@ -171,7 +171,7 @@ def test_last_blocks_reach_over_segments() -> None:
 
 def test_unknown_policy_is_named() -> None:
     with pytest.raises(
-        ConfigError, match=r"retrieve.policy: unknown 'magic'; known: everything, recent, topk"
+        ConfigError, match=r"retrieve.policy: unknown 'magic'; known: agree, everything, recent, topk"
     ):
         retriever_of(policy="magic")
 
@@ -203,3 +203,59 @@ def test_in_memory_video_searches_best_first() -> None:
     assert InMemoryVideo(GEOMETRY).search(0, QUERY, 3).tolist() == []
     assert memory.as_of_s == 40.0
     assert InMemoryVideo(GEOMETRY).as_of_s == 0.0
+
+
+def candidates_of(*scored: tuple[int, float]) -> Candidates:
+    nos = np.array([no for no, _ in scored], np.int64)
+    return Candidates(nos, np.zeros(len(nos), np.int64), torch.tensor([score for _, score in scored]))
+
+
+def slowly_agreed(layers: list[Candidates], count: int) -> list[int]:
+    """One segment and layer at a time."""
+    every = sorted({int(no) for c in layers for no in c.segment_nos})
+    sums = dict.fromkeys(every, 0.0)
+    for c in layers:
+        best = {
+            no: max(float(s) for n, s in zip(c.segment_nos, c.scores, strict=True) if n == no)
+            for no in every
+            if no in c.segment_nos
+        }
+        values = np.array(list(best.values()))
+        spread = values.std() or 1.0
+        for no in every:
+            sums[no] += (best.get(no, values.min()) - values.min()) / spread
+    return sorted(every, key=lambda no: (-round(sums[no], 9), no))[:count]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6))
+def test_layers_agree_as_one_by_one(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    layers = []
+    for _ in range(3):
+        nos = np.sort(rng.choice(6, rng.integers(1, 12)))
+        layers.append(candidates_of(*((int(no), float(rng.integers(-20, 20))) for no in nos)))
+    assert agreed_segments(layers, count) == slowly_agreed(layers, count)
+
+
+def test_one_layer_alone_does_not_bring_in_its_segment() -> None:
+    fooled = candidates_of((0, 1.0), (1, 9.0), (2, 8.0), (3, 0.0))
+    sure = candidates_of((0, 0.0), (1, 0.0), (2, 9.0), (3, 0.0))
+    assert agreed_segments([fooled, sure, sure], 1) == [2]
+
+
+def test_agreeing_layers_read_the_agreed_segments_and_the_latest_blocks() -> None:
+    memory = memory_of(8)
+    retriever = retriever_of(policy="agree", agree_segments=2, blocks_per_layer=6, recent_blocks=1)
+    looks = [retriever.look(memory, layer, QUERY) for layer in range(GEOMETRY.num_layers)]
+    best = agreed_segments(looks, 2)
+    agreed = retriever.agree(looks)
+    for layer, count in enumerate(retriever.allocate(agreed)):
+        choice = retriever.choose(agreed[layer], count)
+        assert set(choice.segment_nos.tolist()) <= {*best, 7}
+        assert choice.segment_nos[-1] == 7
+    assert retriever.is_adaptive
+
+
+def test_agreeing_on_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="agree_segments"):
+        retriever_of(policy="agree", agree_segments=0)

@@ -49,6 +49,7 @@ class ClipSpec:
     drop: float = (
         0.0  # share of questions that see only some of the frames, as after compression and retrieval
     )
+    window: int = 0  # frames before it that a frame's tokens see, as in a long stream's prefill; 0: all
 
 
 @dataclass
@@ -195,6 +196,9 @@ def _pack(
         positions[b, : video_at + video_len] = np.arange(video_at + video_len)
         context = video_at + used
         mask[b, :context, :context] = np.tri(context, dtype=bool)
+        if spec.window:
+            far = ~np.tri(context, k=spec.window * FRAME_TOKENS, dtype=bool).T
+            mask[b, :context, video_at:context] &= ~far[:, video_at:]
         at = video_at + video_len
         for question, (prompt, words, answer) in zip(questions, parts[b], strict=True):
             end = at + len(prompt) + len(answer)
@@ -258,12 +262,16 @@ def _mentions(text: str) -> tuple[int, ...]:
     return (*sign, *time, kind, colour)
 
 
+MANY_FRAMES = 12
+"""Of a clip with more, a question that sees some sees about three to this many, as after retrieval."""
+
+
 def _seen_frames(rng: random.Random, drop: float, frame_scene: np.ndarray, question: Question) -> np.ndarray:
     """Which frames the question sees: all, or with chance `drop` some, at least one of each scene it is about."""
     real = frame_scene >= 0
     if rng.random() >= drop:
         return real
-    keep = rng.uniform(0.2, 0.9)
+    keep = rng.uniform(0.2, 0.9) if real.sum() <= MANY_FRAMES else rng.uniform(3, MANY_FRAMES) / real.sum()
     seen = real & (np.array([rng.random() for _ in frame_scene]) < keep)
     for scene in question.scenes:
         mine = np.flatnonzero(frame_scene == scene)

@@ -40,6 +40,8 @@ CURRICULUM = (  # accuracy on such clips at which the next ones start, latest sh
     (0.90, 0.62, ClipSpec(scenes=(2, 4), frames=(1, 2), questions=12)),
     (2.00, 1.00, ClipSpec(scenes=(1, 8), frames=(1, 3), questions=14, summary=0.5, drop=0.3)),
 )
+LONG = ClipSpec(scenes=(14, 30), frames=(1, 1), questions=14, drop=0.7, window=8)
+"""Many scenes that differ by a minute: mean queries learn to find one of them, answers to be read among few."""
 HARD = (("time", "number", "weather", "count", "order"), ("count", "order"))
 """Kinds that some batches of several scenes are about alone: they take longest to learn."""
 
@@ -405,6 +407,8 @@ def train(trainee: Trainee, args: argparse.Namespace, make=make_batch, make_held
         asked = (
             replace(spec, kinds=rng.choice(HARD)) if spec.scenes[1] > 1 and rng.random() < args.hard else spec
         )
+        if stage == len(CURRICULUM) - 1 and rng.random() < args.long:
+            asked, size = replace(LONG, kinds=asked.kinds), max(3, size - 1)
         batch = make(rng, asked, size)
         hidden, scores = trainee(batch)
         answers = answer_loss(trainee, batch, hidden)
@@ -449,6 +453,8 @@ def train(trainee: Trainee, args: argparse.Namespace, make=make_batch, make_held
             }
             if spec.scenes[1] > 1:
                 four = ClipSpec(scenes=(4, 4), frames=(1, 1) if spec.frames[1] < 3 else (3, 3), questions=12)
+                report["long"] = evaluate(trainee, LONG, 32, 9, make_held)
+                report["long"].pop("baseline")
                 report["four"] = evaluate(trainee, four, 32, 8, make_held)["accuracy"]
             print(json.dumps(report), flush=True)
             stage += report["now"]["accuracy"]["all"] >= enough
@@ -481,6 +487,7 @@ def main() -> None:
     parser.add_argument(
         "--decay", type=float, default=0.7, help="share of the run at which the rate begins to fall"
     )
+    parser.add_argument("--long", type=float, default=0.35, help="at the end: share of clips of many scenes")
     parser.add_argument("--looking", type=float, default=0.4)
     parser.add_argument("--naming", type=float, default=0.5)
     parser.add_argument("--pointing", type=float, default=0.2)
