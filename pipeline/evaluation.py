@@ -82,10 +82,10 @@ def make_variants(
 
 
 def ablations(config: str | Path | None, overrides: Sequence[str]) -> list[Variant]:
-    """The variants of configs/ablations.yaml."""
+    """The variants of configs/evaluation/ablations.yaml."""
     from omegaconf import OmegaConf
 
-    rows = OmegaConf.load(CONFIG_ROOT / "ablations.yaml")
+    rows = OmegaConf.load(CONFIG_ROOT / "evaluation" / "ablations.yaml")
     return [
         Variant(str(name), load_config(config, [*overrides, "preset=streamkv", *settings]).method)
         for name, settings in rows.items()
@@ -156,10 +156,12 @@ def _take(parts: Iterator[Part], count: int) -> Iterator[Part]:
 @lru_cache(maxsize=1)
 def _model(model_config: str) -> VideoLLM:
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from streamkv.config import ModelConfig
     from streamkv.models import load_model
 
+    disable_progress_bar()  # the evaluation has its own
     config = ModelConfig(**json.loads(model_config))
     torch.set_num_threads(max(1, config.threads))
     return load_model(config)

@@ -45,7 +45,7 @@ def evaluate(
         typer.Option(help="A row of your own: 'NAME: a.b=c ...'. May be repeated.", show_default=False),
     ] = None,
     ablations: Annotated[
-        bool, typer.Option("--ablations", help="Add the rows of configs/ablations.yaml.")
+        bool, typer.Option("--ablations", help="Add the rows of configs/evaluation/ablations.yaml.")
     ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A small townsquare, in two or three minutes.")
