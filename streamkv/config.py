@@ -67,8 +67,10 @@ class SegmentConfig:
     max_frames: int = 64
     """A full open segment merges its most similar neighbours (semantic) or closes (uniform)."""
     theta: float = 0.99
-    """Cosine similarity at or below which a segment of at least `min_frames` closes."""
-    similarity: Literal["cosine", "dot"] = "cosine"
+    """Similarity at or below which a segment of at least `min_frames` closes."""
+    similarity: Literal["cosine", "dot", "quartile"] = "cosine"
+    """Of neighbouring frames: cosine (the paper) or dot product (the released code) of their mean tokens, or the
+    lower quartile of the cosines token by token (ours)."""
     max_seconds: float = 60.0
     """A segment closes after this much stream time, so that a still camera's past can be asked; 0: never."""
 

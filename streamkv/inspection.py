@@ -242,7 +242,7 @@ class FrameWatch:
         self._model, self._config, self._batch_frames = model, config, batch_frames
         self._similarity = SIMILARITIES[config.similarity]
         self._pending = list(shown)
-        self._last_mean: torch.Tensor | None = None
+        self._last_ND: torch.Tensor | None = None
         self._spans: list[tuple[float, float]] = []
         self._similarities: list[float] = []
         self._thumbnails: list[Thumbnail] = []
@@ -277,15 +277,15 @@ class FrameWatch:
     def run(self, frames: Iterable[Frame], on_position: Callable[[float], None] | None = None) -> None:
         """Encodes them batch by batch; `on_position` hears the stream time that is done."""
         for batch in _batches(frames, self._batch_frames):
-            means_BD = self._model.encode_frames([f.rgb for f in batch]).float().mean(dim=1)
-            for frame, mean_D in zip(batch, means_BD, strict=True):
-                self._take(frame, mean_D)
+            features_BND = self._model.encode_frames([f.rgb for f in batch])
+            for frame, features_ND in zip(batch, features_BND, strict=True):
+                self._take(frame, features_ND)
             if on_position is not None:
                 on_position(self.end_s)
 
-    def _take(self, frame: Frame, mean_D: torch.Tensor) -> None:
-        before, self._last_mean = self._last_mean, mean_D
-        self._similarities.append(1.0 if before is None else self._similarity(before, mean_D))
+    def _take(self, frame: Frame, features_ND: torch.Tensor) -> None:
+        before, self._last_ND = self._last_ND, features_ND
+        self._similarities.append(1.0 if before is None else self._similarity(before, features_ND))
         self._spans.append((frame.start_s, frame.end_s))
         while self._pending and frame.end_s > _middle(self._pending[0]):
             segment = self._pending.pop(0)

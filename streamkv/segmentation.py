@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,18 +14,27 @@ from streamkv.errors import ConfigError
 from streamkv.types import Segment
 
 Similarity = Callable[[Tensor, Tensor], float]
-"""Of two frames' mean features (D,), in float32."""
+"""Of two frames' features (N, D)."""
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+def cosine(a_ND: Tensor, b_ND: Tensor) -> float:
+    """Of the mean tokens, as in the paper. One thing that moves may change it as much as another place does."""
+    a_D, b_D = a_ND.float().mean(dim=0), b_ND.float().mean(dim=0)
+    return float(torch.nn.functional.cosine_similarity(a_D, b_D, dim=0))
 
 
-def dot(a: Tensor, b: Tensor) -> float:
-    return float(torch.dot(a, b))
+def dot(a_ND: Tensor, b_ND: Tensor) -> float:
+    """Of the mean tokens, as in the released code."""
+    return float(torch.dot(a_ND.float().mean(dim=0), b_ND.float().mean(dim=0)))
 
 
-SIMILARITIES: dict[str, Similarity] = {"cosine": cosine, "dot": dot}
+def quartile(a_ND: Tensor, b_ND: Tensor) -> float:
+    """The lower quartile of the cosines of tokens in the same place: low when a quarter of the picture changed."""
+    cosines_N = torch.nn.functional.cosine_similarity(a_ND.float(), b_ND.float(), dim=1)
+    return float(cosines_N.quantile(0.25))
+
+
+SIMILARITIES: dict[str, Similarity] = {"cosine": cosine, "dot": dot, "quartile": quartile}
 
 
 @dataclass(frozen=True)
@@ -36,16 +45,11 @@ class OpenFrame:
     start_s: float
     end_s: float
     similarity: float  # to the frame before it
-    mean_D: Tensor = field(repr=False)  # float32
-
-    @classmethod
-    def of(cls, features_ND: Tensor, start_s: float, end_s: float, similarity: float) -> OpenFrame:
-        return cls(features_ND, start_s, end_s, similarity, features_ND.float().mean(dim=0))
 
     def merge(self, later: OpenFrame) -> OpenFrame:
         """The token-wise mean, with the span of both."""
-        features = (self.features_ND + later.features_ND) / 2
-        return self.of(features, self.start_s, later.end_s, self.similarity)
+        features_ND = (self.features_ND + later.features_ND) / 2
+        return OpenFrame(features_ND, self.start_s, later.end_s, self.similarity)
 
 
 class SegmentPolicy(ABC):
@@ -80,7 +84,7 @@ class SemanticPolicy(SegmentPolicy):
             frames[i - 1 : i + 1] = [frames[i - 1].merge(frames[i])]
             for j in (i - 1, i):  # the merged frame's similarities to its neighbours
                 if 0 < j < len(frames):
-                    pair = similarity(frames[j - 1].mean_D, frames[j].mean_D)
+                    pair = similarity(frames[j - 1].features_ND, frames[j].features_ND)
                     frames[j] = replace(frames[j], similarity=pair)
 
 
@@ -118,7 +122,7 @@ class Segmenter:
         self._next_no = segment_no
         self._frames: list[OpenFrame] = []
         self._num_source_frames = 0
-        self._last_mean: Tensor | None = None  # of the last frame that came, merged or not
+        self._last_ND: Tensor | None = None  # features of the last frame that came, merged or not
 
     @property
     def open_segment(self) -> Segment | None:
@@ -139,12 +143,11 @@ class Segmenter:
 
         At most one: a frame that ends a segment and is complete by itself closes with the next push.
         """
-        frame = OpenFrame.of(features_ND, start_s, end_s, 1.0)
-        if self._last_mean is not None:
-            frame = replace(frame, similarity=self._similarity(self._last_mean, frame.mean_D))
+        similarity = 1.0 if self._last_ND is None else self._similarity(self._last_ND, features_ND)
+        frame = OpenFrame(features_ND, start_s, end_s, similarity)
         closed = self.flush() if self._ends_before(frame) else None
         self._frames.append(frame)
-        self._last_mean = frame.mean_D
+        self._last_ND = features_ND
         self._num_source_frames += 1
         self._policy.fit(self._frames, self._similarity)
         return self.flush() if closed is None and self._ends_after() else closed

@@ -131,7 +131,7 @@ def test_policy_whose_one_frame_is_complete_loses_none(monkeypatch: pytest.Monke
             return similarity < 0
 
         def ends_after(self, frames: list[OpenFrame]) -> bool:
-            return bool(frames[-1].mean_D[1] < 0)
+            return bool(frames[-1].features_ND[:, 1].mean() < 0)
 
         def fit(self, frames: list[OpenFrame], similarity: Similarity) -> None:
             pass
@@ -209,3 +209,14 @@ def test_open_segment_is_a_peek() -> None:
 def test_unknown_policy_is_named() -> None:
     with pytest.raises(ConfigError, match=r"segment.policy: unknown 'magic'; known: semantic, uniform"):
         Segmenter(SegmentConfig(policy="magic"))
+
+
+@pytest.mark.parametrize(("changed", "closes"), [(1, False), (2, False), (3, True), (9, True)])
+def test_quartile_similarity_asks_how_much_of_the_picture_changed(changed: int, closes: bool) -> None:
+    """Nine places: of the sorted cosines it is the third, so it falls when three of them change."""
+    before = torch.eye(9, 16)
+    after = before.clone()
+    after[:changed] = torch.eye(9, 16).roll(7, dims=1)[:changed]
+    segmenter = Segmenter(semantic(similarity="quartile", min_frames=1, theta=0.5))
+    assert segmenter.push(before, 0.0, 2.0) is None
+    assert (segmenter.push(after, 2.0, 4.0) is not None) == closes

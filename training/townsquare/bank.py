@@ -140,13 +140,20 @@ class Bank:
                 return [(scene, np.arange(a, b)[:, None].repeat(9, 1)) for scene, a, b in run]
 
     def _mixed(self, rng: random.Random, count: int) -> list[tuple[Scene, np.ndarray]]:
-        """Scenes whose sign, sky, clock and things come from different ones, their clocks as near as in a world."""
+        """Scenes whose sign, sky, clock and things come from different ones.
+
+        Their clocks are as near as in a world, or some are the same minute of another hour, which is easily confused.
+        """
+        hours = rng.choice((0.0, 0.3))
+        steps = [60 if rng.random() < hours else rng.randint(1, 4) for _ in range(count)]
+        minute = rng.randrange(max(1, 24 * 60 - sum(steps)))
         clocks: list[tuple[Scene, int, int]] = []
-        minute = rng.randrange(24 * 60 - 8 * count)
-        while len(clocks) < count and minute < 24 * 60:
+        for step in steps:
             if minute in self.at_minute:
                 clocks.append(rng.choice(self.at_minute[minute]))
-            minute += rng.randint(1, 4)
+            minute += step
+        if not clocks:  # the bank has gaps
+            return self._mixed(rng, count)
         made, signs = [], set()
         for clock in clocks:
             things = rng.choice(self.scenes)

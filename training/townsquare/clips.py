@@ -77,6 +77,7 @@ class Batch:
     focus: Tensor  # (Q, F * 9) bool: the tokens of its clip that show what is asked; none for some kinds
     kinds: list[str]
     answers: list[tuple[int, int, int]]  # clip, first answer place, end, for each question
+    starts: list[int]  # first place of each question's prompt
     questions: list[Question]
 
 
@@ -187,7 +188,7 @@ def _pack(
     frame_names = np.full((size, num_frames, 6), IGNORE)
     mentions = np.array([_mentions(q.question) for questions in asked for q in questions])
     focus = np.zeros((num_questions, num_frames, FRAME_TOKENS), bool)
-    clip_of, last, answers, g = [], [], [], 0
+    clip_of, last, answers, starts, g = [], [], [], [], 0
     for b, questions in enumerate(asked):
         used = int((frame_scene[b] >= 0).sum()) * FRAME_TOKENS
         tokens[b, :video_at] = PREFIX
@@ -218,13 +219,14 @@ def _pack(
             clip_of.append(b)
             last.append(first - 1)
             answers.append((b, first, end))
+            starts.append(at)
             at, g = end, g + 1
         idle = ~mask[b].any(axis=1)
         mask[b, idle, 0] = True  # a padded row must attend to something
     flat = [q for questions in asked for q in questions]
     arrays = (attributes, frame_scene, mean_of, tokens, targets, positions, mask[:, None], query_of, np.array(clip_of),
               positive, rival, frame_names, mentions, np.array(last), focus.reshape(num_questions, -1))  # fmt: skip
-    return Batch(*map(torch.from_numpy, arrays), [q.kind for q in flat], answers, flat)
+    return Batch(*map(torch.from_numpy, arrays), [q.kind for q in flat], answers, starts, flat)
 
 
 def _focus_cells(question: Question) -> list[int]:
@@ -260,6 +262,27 @@ def _mentions(text: str) -> tuple[int, ...]:
     kind = next((KINDS.index(w) for w in words if w in KINDS), IGNORE)
     colour = next((COLOURS.index(w) for w in words if w in COLOURS), IGNORE)
     return (*sign, *time, kind, colour)
+
+
+def show_retrieved(rng: random.Random, batch: Batch, scores: list[Tensor]) -> None:
+    """Lets each question see what retrieval would give it: the frames that a layer scores highest, and nearly always
+    one of each scene that it is about. Changes the batch's mask in place.
+
+    `scores`: for each layer the mean query's scores (Q, B, F) of frames.
+    """
+    at = len(PREFIX)
+    for g, ((b, _, end), start) in enumerate(zip(batch.answers, batch.starts, strict=True)):
+        real = batch.frame_scene[b] >= 0
+        score = rng.choice(scores[2:])[g, b].masked_fill(~real, -torch.inf)
+        seen = torch.zeros_like(real)
+        seen[score.topk(min(rng.randint(3, 10), int(real.sum()))).indices] = True
+        if rng.random() < 0.95:
+            for scene in batch.questions[g].scenes:
+                mine = batch.frame_scene[b] == scene
+                if not seen[mine].any():
+                    seen[rng.choice(mine.nonzero().flatten().tolist())] = True
+        video = seen.repeat_interleave(FRAME_TOKENS)
+        batch.mask[b, 0, start:end, at : at + len(video)] = video
 
 
 MANY_FRAMES = 12

@@ -31,7 +31,17 @@ from streamkv.townsquare.script import COLOURS, KINDS, MAX_THINGS, SIGN_LETTERS,
 from training.townsquare.attributes import NUM_ATTRIBUTES, OFFSETS, SLOTS
 from training.townsquare.bank import Bank, BankEyes
 from training.townsquare.build import FRAME_TOKENS, build_model, build_tokenizer
-from training.townsquare.clips import IDS, IGNORE, NEWLINE, PREFIX, Batch, ClipSpec, make_batch, make_clip
+from training.townsquare.clips import (
+    IDS,
+    IGNORE,
+    NEWLINE,
+    PREFIX,
+    Batch,
+    ClipSpec,
+    make_batch,
+    make_clip,
+    show_retrieved,
+)
 
 LOOKED_UP = ("colour", "place", "existence")
 CURRICULUM = (  # accuracy on such clips at which the next ones start, latest share of the run for that, clips
@@ -42,6 +52,14 @@ CURRICULUM = (  # accuracy on such clips at which the next ones start, latest sh
 )
 LONG = ClipSpec(scenes=(14, 30), frames=(1, 1), questions=14, drop=0.7, window=8)
 """Many scenes that differ by a minute: mean queries learn to find one of them, answers to be read among few."""
+LONG_ASKS: tuple[dict[str, tuple[str, ...]], ...] = (
+    {},
+    {"refs": ("thing",)},
+    {"kinds": ("order",)},
+    {"refs": ("clock",)},
+    {"kinds": ("number", "time", "count", "weather"), "refs": ("thing", "clock")},
+)
+"""What the questions of such a batch are about: what is hard to find among many gets its share."""
 HARD = (("time", "number", "weather", "count", "order"), ("count", "order"))
 """Kinds that some batches of several scenes are about alone: they take longest to learn."""
 
@@ -352,6 +370,9 @@ def evaluate(
     for _ in range(max(1, clips // 16)):
         batch = make(rng, spec, 16)
         hidden, scores = trainee(batch)
+        if spec.scenes[0] >= LONG.scenes[0]:
+            show_retrieved(rng, batch, scores)
+            hidden, scores = trainee(batch)
         choice = trainee.model.lm_head(hidden).argmax(-1)
         for g, (b, first, end) in enumerate(batch.answers):
             ok = bool((choice[b, first - 1 : end - 1] == batch.targets[b, first - 1 : end - 1]).all())
@@ -408,8 +429,11 @@ def train(trainee: Trainee, args: argparse.Namespace, make=make_batch, make_held
             replace(spec, kinds=rng.choice(HARD)) if spec.scenes[1] > 1 and rng.random() < args.hard else spec
         )
         if stage == len(CURRICULUM) - 1 and rng.random() < args.long:
-            asked, size = replace(LONG, kinds=asked.kinds), max(3, size - 1)
+            asked, size = replace(LONG, **rng.choice(LONG_ASKS)), max(3, size - 1)
         batch = make(rng, asked, size)
+        if asked.scenes[0] >= LONG.scenes[0] and rng.random() < args.retrieved:
+            with torch.no_grad():
+                show_retrieved(rng, batch, trainee(batch)[1])
         hidden, scores = trainee(batch)
         answers = answer_loss(trainee, batch, hidden)
         contrast = (
@@ -488,6 +512,9 @@ def main() -> None:
         "--decay", type=float, default=0.7, help="share of the run at which the rate begins to fall"
     )
     parser.add_argument("--long", type=float, default=0.35, help="at the end: share of clips of many scenes")
+    parser.add_argument(
+        "--retrieved", type=float, default=0.6, help="share of those whose questions see what they find"
+    )
     parser.add_argument("--looking", type=float, default=0.4)
     parser.add_argument("--naming", type=float, default=0.5)
     parser.add_argument("--pointing", type=float, default=0.2)
