@@ -8,7 +8,7 @@ An answer's cache, in each layer (positions are rows, so no position is ever sto
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from streamkv.attention import KV, attend_with_weights, grouped_query
 from streamkv.compression import make_compressor
 from streamkv.config import MethodConfig
+from streamkv.conversation import Turn
 from streamkv.errors import ForeignStoreError, QuestionError, StoreError
 from streamkv.memory import VideoMemory
 from streamkv.models.base import QuestionPrompt, VideoLLM
@@ -84,6 +85,11 @@ class Reading:
     layers: tuple[LayerReading, ...]
     logits: Tensor  # (vocabulary,) for the answer's first token
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of what follows the video."""
+        return self.layers[0].input_TD.shape[0]
+
 
 class Engine:
     """Keeps nothing between calls but the system prompt: windows and memories belong to the caller."""
@@ -112,12 +118,16 @@ class Engine:
         memory: VideoMemory,
         question: str,
         *,
+        earlier: Sequence[Turn] = (),
         max_new_tokens: int = 128,
         on_token: OnToken | None = None,
     ) -> Answer:
-        """Answers greedily from what `memory` holds. An error of `on_token` ends the answer and is raised."""
+        """Answers greedily from what `memory` holds. An error of `on_token` ends the answer and is raised.
+
+        `earlier` turns are read with the question; what is looked for in `memory` are the question's words.
+        """
         watch = _Stopwatch()
-        reading = self.read(memory, question, max_new_tokens=max_new_tokens, watch=watch)
+        reading = self.read(memory, question, earlier=earlier, max_new_tokens=max_new_tokens, watch=watch)
         text = _TextStream(self.model, on_token)
         self._generate(reading, max_new_tokens, text, watch)
         return Answer(
@@ -125,6 +135,7 @@ class Engine:
             evidence=find_evidence(reading, memory),
             as_of_s=memory.as_of_s,
             num_tokens=len(text.token_ids),
+            num_prompt_tokens=self.system[0].num_tokens + reading.num_prompt_tokens,
             timings_ms=watch.finish(),
             blocks_per_layer=tuple(layer.choice.num_blocks for layer in reading.layers),
         )
@@ -135,6 +146,7 @@ class Engine:
         memory: VideoMemory,
         question: str,
         *,
+        earlier: Sequence[Turn] = (),
         max_new_tokens: int = 128,
         watch: _Stopwatch | None = None,
     ) -> Reading:
@@ -145,9 +157,8 @@ class Engine:
         """
         question = check_question(question, max_chars=len(question))
         self._check_memory(memory)
-        run = _PromptRun(
-            self, memory, self.model.question_prompt(question), max_new_tokens, watch or _Stopwatch()
-        )
+        prompt = self.model.question_prompt(question, earlier)
+        run = _PromptRun(self, memory, prompt, max_new_tokens, watch or _Stopwatch())
         run.search()
         if self.retriever.is_adaptive:
             run.adapt()

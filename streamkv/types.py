@@ -132,6 +132,7 @@ class Answer:
         default_factory=dict
     )  # query, search, fetch, prefill, first_token, total
     blocks_per_layer: tuple[int, ...] = ()
+    num_prompt_tokens: int = 0  # the system prompt and what follows the video, without the video
 
 
 def cat_blocks(parts: list[LayerBlocks]) -> LayerBlocks:

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamkv.conversation import Turn
 from streamkv.errors import ModelError
 from streamkv.types import Geometry
 
 
 @dataclass(frozen=True)
 class QuestionPrompt:
-    """What follows the video: closing tokens of the video, the question, and the opening of the answer."""
+    """What follows the video: closing tokens of the video, earlier turns, the question, the answer's opening."""
 
     embeds_TD: Tensor
     question: slice  # rows that are the question's own words: their mean query searches the past
@@ -55,8 +56,11 @@ class VideoLLM(ABC):
         """(S, D): what stands before the video."""
 
     @abstractmethod
-    def question_prompt(self, question: str) -> QuestionPrompt:
-        """What stands after the video. Markup of the chat format within the question is text, not markup."""
+    def question_prompt(self, question: str, earlier: Sequence[Turn] = ()) -> QuestionPrompt:
+        """What stands after the video. Markup of the chat format within the words is text, not markup.
+
+        A user's turn without an answer, right before the question, stands in the question's own turn.
+        """
 
     @abstractmethod
     def guidance_embeds(self, text: str) -> Tensor:

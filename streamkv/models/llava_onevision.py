@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +16,13 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from streamkv.attention import Rope
+from streamkv.conversation import Speaker, Turn
 from streamkv.errors import ModelError
 from streamkv.models.base import QuestionPrompt, VideoLLM, hash_checkpoint, read_frame_normaliser
 from streamkv.types import Geometry
 
-_QUESTION = "streamkvquestion"  # stands for the question when the template is taken apart
+# Stand for what is said when the template is taken apart.
+_QUESTION, _ANSWER, _NEXT = "streamkvquestion", "streamkvanswer", "streamkvnext"
 
 
 class LlavaOnevision(VideoLLM):
@@ -59,8 +62,8 @@ class LlavaOnevision(VideoLLM):
     def system_embeds(self) -> Tensor:
         return self.embed_tokens(self._chat.system_ids)
 
-    def question_prompt(self, question: str) -> QuestionPrompt:
-        token_ids, words = self._chat.question_ids(question)
+    def question_prompt(self, question: str, earlier: Sequence[Turn] = ()) -> QuestionPrompt:
+        token_ids, words = self._chat.question_ids(question, earlier)
         newline = self._model.model.image_newline[None].to(self.dtype)
         embeds = torch.cat((newline, self.embed_tokens(token_ids)))
         return QuestionPrompt(embeds, slice(words.start + 1, words.stop + 1))
@@ -148,6 +151,7 @@ class _ChatParts:
     """The checkpoint's chat template, rendered once and taken apart around the video and the question.
 
     system text | <video> | before | QUESTION | after
+    system text | <video> | before | QUESTION | to the assistant | ANSWER | to the user | NEXT | after
     """
 
     def __init__(self, folder: Path, tokenizer: Any, video_token_id: int) -> None:
@@ -163,16 +167,45 @@ class _ChatParts:
     def encode(self, text: str) -> list[int]:
         return cast(list[int], self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def question_ids(self, question: str) -> tuple[list[int], slice]:
+    def question_ids(self, question: str, earlier: Sequence[Turn] = ()) -> tuple[list[int], slice]:
         """Token ids of all that follows the video, and which of them are the question's."""
-        for markup in self._markup:
-            question = question.replace(markup, markup[:1] + " " + markup[1:])
-        text = self._before + question + self._after
+        question, before = self._plain(question), self._before + self._said(earlier)
+        text = before + question + self._after
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        start, stop = len(self._before), len(self._before) + len(question)
+        start, stop = len(before), len(before) + len(question)
         offsets = encoded["offset_mapping"]
         words = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start]
         return encoded["input_ids"], slice(words[0], words[-1] + 1) if words else slice(0, len(offsets))
+
+    def _plain(self, text: str) -> str:
+        """The text with its markup broken."""
+        for markup in self._markup:
+            text = text.replace(markup, markup[:1] + " " + markup[1:])
+        return text
+
+    def _said(self, earlier: Sequence[Turn]) -> str:
+        """The earlier turns, up to where the question's words begin."""
+        said, speaker = "", "user"
+        for turn in earlier:
+            if turn.speaker != speaker:
+                said, speaker = said + self._handovers[turn.speaker], turn.speaker
+            elif said:
+                said += "\n"
+            said += self._plain(turn.text)
+        if speaker == "assistant":
+            return said + self._handovers["user"]
+        return said + "\n" if said else said
+
+    @cached_property
+    def _handovers(self) -> dict[Speaker, str]:
+        """What stands between two turns, by who speaks next."""
+        text = self._render(_ANSWER, _NEXT)
+        _, _, rest = text.partition(_QUESTION)
+        to_assistant, found_answer, rest = rest.partition(_ANSWER)
+        to_user, found_next, _ = rest.partition(_NEXT)
+        if not found_answer or not found_next:
+            raise ModelError(f"chat template: got {text!r}, need all turns of a conversation in it")
+        return {"assistant": to_assistant, "user": to_user}
 
     def _take_apart(self) -> tuple[str, str, str]:
         text = self._render()
@@ -184,13 +217,15 @@ class _ChatParts:
             )
         return system, before, after
 
-    def _render(self) -> str:
-        """Processors' templates take a list of parts, tokenizers' a string with the placeholder."""
-        parts = [{"type": "video"}, {"type": "text", "text": _QUESTION}]
-        for content in (parts, f"{self._video_token}\n{_QUESTION}"):
+    def _render(self, *later: str) -> str:
+        """Processors' templates take lists of parts, tokenizers' strings with the placeholder."""
+        words = ([{"type": "text", "text": text}] for text in later)
+        parts = [[{"type": "video"}, {"type": "text", "text": _QUESTION}], *words]
+        for contents in (parts, [f"{self._video_token}\n{_QUESTION}", *later]):
+            turns = zip(cycle(("user", "assistant")), contents, strict=False)
             try:
                 text = self._tokenizer.apply_chat_template(
-                    [{"role": "user", "content": content}],
+                    [{"role": role, "content": content} for role, content in turns],
                     chat_template=self.template,
                     tokenize=False,
                     add_generation_prompt=True,
