@@ -33,6 +33,8 @@ NEAR_S = Fraction(1, 1000)
 """A picture this little after a sampling time still counts as on show: containers round their timestamps."""
 MAX_HOLD_S = Fraction(10)
 """A picture without a stated duration is on show until the next one, but for no longer than this."""
+KEYFRAME_HOLD_S = Fraction(60)
+"""The same where only keyframes are looked at."""
 MAX_JUMP_S = Fraction(3600)
 """Timestamps that leap further ahead, or back by a second, are another clock; time goes on by one picture."""
 MAX_PIXELS = 64_000_000
@@ -60,10 +62,11 @@ class VideoInfo:
     width: int
     height: int
     codec: str
+    is_live: bool = False  # goes on by itself, and its past cannot be read again
 
 
 @dataclass(frozen=True)
-class _Picture:
+class Picture:
     """A decoded frame in stream time."""
 
     time: Fraction
@@ -95,7 +98,7 @@ def probe(uri: str) -> VideoInfo:
     Raises:
         SourceError: it cannot be opened, holds no video, or not one picture decodes.
     """
-    with _open(uri, threads=1) as source:
+    with open_source(uri, threads=1) as source:
         first = next(source.pictures(), None)
         if first is None:
             raise _no_picture(uri)
@@ -110,25 +113,32 @@ def probe(uri: str) -> VideoInfo:
 
 
 def sample_frames(
-    uri: str, sample_fps: float, *, start_s: float = 0.0, on_gap: OnGap | None = None, threads: int = 1
+    uri: str,
+    sample_fps: float,
+    *,
+    start_s: float = 0.0,
+    on_gap: OnGap | None = None,
+    threads: int = 1,
+    keyframes_only: bool = False,
 ) -> Iterator[Frame]:
     """The frames on show at k / sample_fps for every k from start_s on.
 
     A damaged source yields what decodes; what is missing is told to `on_gap`, in order with the frames.
+    With `keyframes_only` nothing else is decoded: a keyframe is on show until the next one.
 
     Raises:
         SourceError: it cannot be opened, holds no video, or (from the beginning) not one picture decodes.
     """
     if not sample_fps > 0:
         raise SourceError(f"sample_fps: got {sample_fps!r}, allowed above 0")
-    with _open(uri, threads=threads) as source:
-        grid = _Grid(sample_fps, start_s, _ignore if on_gap is None else on_gap)
-        shown: _Picture | None = None
+    with open_source(uri, threads=threads, keyframes_only=keyframes_only) as source:
+        grid = Grid(sample_fps, start_s, _ignore if on_gap is None else on_gap, source.max_hold_s)
+        shown: Picture | None = None
         for picture in source.pictures(grid.due if start_s > 0 else None):
             yield from grid.pass_time(shown, picture)
             shown = picture
         if shown is not None:
-            yield from grid.show(shown, shown.until)
+            yield from grid.show(shown, source.end_of(shown))
         elif start_s <= 0:
             raise _no_picture(uri)
         end = source.declared_end(trust_container=source.errors > 0)
@@ -140,10 +150,17 @@ def _ignore(start_s: float, end_s: float, reason: str) -> None:
     pass
 
 
-class _Grid:
+class Grid:
     """Walks the sampling times; `due` is the next one."""
 
-    def __init__(self, sample_fps: float, start_s: float, on_gap: OnGap):
+    def __init__(
+        self,
+        sample_fps: float,
+        start_s: float | Fraction,
+        on_gap: OnGap,
+        max_hold_s: Fraction = MAX_HOLD_S,
+    ) -> None:
+        self.max_hold_s = max_hold_s
         self.step = 1 / Fraction(sample_fps).limit_denominator(1_000_000)
         self.index = max(0, math.ceil((Fraction(start_s) - NEAR_S) / self.step))
         self.on_gap = on_gap
@@ -152,25 +169,25 @@ class _Grid:
     def due(self) -> Fraction:
         return self.index * self.step
 
-    def pass_time(self, shown: _Picture | None, coming: _Picture) -> Iterator[Frame]:
+    def pass_time(self, shown: Picture | None, coming: Picture) -> Iterator[Frame]:
         """Yields what `shown` covers until `coming` is on show; reports what nothing covers."""
         starts = coming.time - NEAR_S
         if shown is None:
-            self.skip_to(starts, _why(coming, coming.time - self.due))
+            self.skip_to(starts, why_missing(coming, coming.time - self.due))
             return
         silence = coming.time - shown.until
-        if coming.lost or silence > MAX_HOLD_S:
+        if coming.lost or silence > self.max_hold_s:
             yield from self.show(shown, min(shown.until, starts))
-            self.skip_to(starts, _why(coming, silence))
+            self.skip_to(starts, why_missing(coming, silence))
         else:
             yield from self.show(shown, starts)
 
-    def show(self, picture: _Picture, until: Fraction) -> Iterator[Frame]:
+    def show(self, picture: Picture, until: Fraction) -> Iterator[Frame]:
         """The picture at each sampling time before `until`."""
         rgb: np.ndarray | None = None
         while self.due < until:
             if rgb is None:
-                rgb = picture.image.to_ndarray(format="rgb24")
+                rgb = to_rgb(picture.image)
             self.index += 1
             yield Frame(rgb=rgb, start_s=float(self.due - self.step), end_s=float(self.due))
 
@@ -182,19 +199,33 @@ class _Grid:
             self.on_gap(float(start), float(self.due), reason)
 
 
-def _why(coming: _Picture, silence: Fraction) -> str:
+def why_missing(coming: Picture, silence: Fraction) -> str:
     if coming.lost:
         return f"{coming.lost} picture{'s' if coming.lost > 1 else ''} did not decode"
     return f"no picture for {float(silence):.1f} s"
 
 
-class _Source:
+class Source:
     """An open container and the clock of its first real video stream."""
 
-    def __init__(self, container: Any, stream: Any):
+    def __init__(
+        self,
+        container: Any,
+        stream: Any,
+        *,
+        keyframes_only: bool = False,
+        wants: Callable[[Any], bool] | None = None,
+        max_read_errors: int = MAX_READ_ERRORS,
+    ) -> None:
+        """`wants` sees every packet before it is decoded, and may refuse it."""
         self.container = container
         self.stream = stream
         self.errors = 0  # packets or reads that failed, so far
+        self.failure = ""  # of the last read, in FFmpeg's words
+        self.max_hold_s = KEYFRAME_HOLD_S if keyframes_only else MAX_HOLD_S
+        self._keyframes_only = keyframes_only
+        self._wants = wants
+        self._max_read_errors = max_read_errors
         self.origin: Fraction | None = None  # the first picture's own timestamp
         rate = stream.average_rate or stream.guessed_rate or 25
         self.picture_s = 1 / Fraction(rate)
@@ -202,7 +233,7 @@ class _Source:
         self._fed: set[int] = set()  # timestamps of packets whose picture has not come out
         self._last: Fraction | None = None
 
-    def pictures(self, seek_s: Fraction | None = None) -> Iterator[_Picture]:
+    def pictures(self, seek_s: Fraction | None = None) -> Iterator[Picture]:
         """Pictures in order of showing, from the first, or from a keyframe at or before `seek_s`."""
         frames = self._decode()
         first = self._next_picture(frames)
@@ -213,6 +244,13 @@ class _Source:
         while first is not None:
             yield first
             first = self._next_picture(frames)
+
+    def end_of(self, last: Picture) -> Fraction:
+        """Until when the last picture was on show: with keyframes only, others came after it."""
+        end = self.declared_end()
+        if self._keyframes_only and end is not None:
+            return max(last.until, min(end, last.until + self.max_hold_s))
+        return last.until
 
     def declared_end(self, *, trust_container: bool = True) -> Fraction | None:
         """Stream time at which the source says it ends; a container's own duration may be its audio's."""
@@ -226,8 +264,8 @@ class _Source:
         return None
 
     def _seek(
-        self, seek_s: Fraction, frames: Iterator[Any], first: _Picture
-    ) -> tuple[Iterator[Any], _Picture | None]:
+        self, seek_s: Fraction, frames: Iterator[Any], first: Picture
+    ) -> tuple[Iterator[Any], Picture | None]:
         """Jumps if the container can do so exactly; otherwise all before is decoded and passed over."""
         name = self.container.format.name
         if not name.startswith(SEEKABLE) or seek_s <= first.time + Fraction(SEEK_MARGIN_S):
@@ -251,7 +289,7 @@ class _Source:
             frames, first = jumped, found or first
         return frames, first
 
-    def _next_picture(self, frames: Iterator[Any]) -> _Picture | None:
+    def _next_picture(self, frames: Iterator[Any]) -> Picture | None:
         errors = self.errors
         for image in frames:
             if image.width * image.height > MAX_PIXELS:
@@ -264,7 +302,7 @@ class _Source:
                 continue  # shown at the time of another picture
             base = image.time_base or self.stream.time_base
             length = Fraction(image.duration) * base if image.duration and base else self.picture_s
-            return _Picture(time, time + length, image, max(self.errors - errors, self._lost_before(image)))
+            return Picture(time, time + length, image, max(self.errors - errors, self._lost_before(image)))
         return None
 
     def _lost_before(self, image: Any) -> int:
@@ -302,14 +340,18 @@ class _Source:
         import av
 
         failed_reads = 0
-        while failed_reads < MAX_READ_ERRORS:
+        while failed_reads < self._max_read_errors:
             try:
                 for packet in self.container.demux(self.stream):
                     failed_reads = 0
+                    if self._wants is not None and not self._wants(packet):
+                        continue
+                    if self._keyframes_only and not packet.is_keyframe:
+                        continue
                     if packet.pts is not None and len(self._fed) < MAX_REORDER:
                         self._fed.add(packet.pts)
                     try:
-                        yield from packet.decode()
+                        yield from self._decode_packet(packet)
                     except av.error.EOFError:
                         continue
                     except av.error.FFmpegError:
@@ -317,13 +359,24 @@ class _Source:
                 return
             except av.error.EOFError:
                 return
-            except av.error.FFmpegError:
+            except av.error.FFmpegError as exc:
                 failed_reads += 1
                 self.errors += 1
+                self.failure = strerror(exc)
+
+    def _decode_packet(self, packet: Any) -> list[Any]:
+        """What comes out. A keyframe that is decoded alone is not to wait for the ones after it."""
+        frames = list(packet.decode())
+        if self._keyframes_only:
+            context = self.stream.codec_context
+            frames += context.decode(None)
+            context.flush_buffers()
+        return frames
 
 
 @contextmanager
-def _open(uri: str, *, threads: int) -> Iterator[_Source]:
+def open_source(uri: str, *, threads: int, keyframes_only: bool = False) -> Iterator[Source]:
+    """An archive's. SourceError when it cannot be opened or holds no video."""
     import av
 
     shown = redact_uri(uri)
@@ -334,23 +387,38 @@ def _open(uri: str, *, threads: int) -> Iterator[_Source]:
         container = av.open(path, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
     except (av.error.FFmpegError, OSError, ValueError) as exc:
         # the cause carries the URI as it is, so it is not chained
-        why = getattr(exc, "strerror", None) or type(exc).__name__
         raise SourceError(
-            f"video {shown}: cannot be opened ({why}); give a file or URL of a video that ffmpeg reads"
+            f"video {shown}: cannot be opened ({strerror(exc)}); "
+            "give a file or URL of a video that ffmpeg reads"
         ) from None
     with container:
-        videos = [s for s in container.streams.video if not _is_cover(s)]
-        if not videos:
-            kinds = sorted({s.type for s in container.streams}) or ["nothing"]
-            raise SourceError(
-                f"video {shown}: holds no video, only {', '.join(kinds)}; give one with pictures"
-            )
-        context = videos[0].codec_context
-        if context is None:
-            raise SourceError(f"video {shown}: no decoder knows its codec; convert it, for example to H.264")
-        context.thread_type = "AUTO"
-        context.thread_count = threads
-        yield _Source(container, videos[0])
+        yield Source(container, pick_video(container, shown, threads), keyframes_only=keyframes_only)
+
+
+def pick_video(container: Any, shown: str, threads: int) -> Any:
+    """The container's first real video stream, ready to decode; SourceError when there is none."""
+    videos = [s for s in container.streams.video if not _is_cover(s)]
+    if not videos:
+        kinds = sorted({s.type for s in container.streams}) or ["nothing"]
+        raise SourceError(f"video {shown}: holds no video, only {', '.join(kinds)}; give one with pictures")
+    context = videos[0].codec_context
+    if context is None:
+        raise SourceError(f"video {shown}: no decoder knows its codec; convert it, for example to H.264")
+    context.thread_type = "AUTO"
+    context.thread_count = threads
+    return videos[0]
+
+
+def strerror(exc: Exception) -> str:
+    """What FFmpeg says, without the URI that it says it of."""
+    return str(getattr(exc, "strerror", None) or type(exc).__name__)
+
+
+def to_rgb(image: Any) -> np.ndarray:
+    """(height, width, 3) uint8, upright: cameras that lie on their side say so beside the picture."""
+    rgb: np.ndarray = image.to_ndarray(format="rgb24")
+    turns = round(image.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
 
 
 def _check_file(path: str, shown: str) -> None:
