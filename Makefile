@@ -29,10 +29,11 @@ bench: $(INSTALLED)  ## Frames a second of the whole system against the bare mod
 TRAIN = $(BIN)/python -m training.townsquare
 model: $(INSTALLED)  ## Train the demo model anew (hours; docs/demo-model.md) into out/ and ship it
 	$(TRAIN).tower --out out/tower.pt --minutes 14
-	$(TRAIN).decoder --out out/decoder --minutes 40 --lr 7e-4
+	$(TRAIN).decoder --out out/decoder --minutes 40 --contrast 0.2
 	$(TRAIN).tower --out out/eyes.pt --from out/tower.pt --like out/decoder/last.pt --minutes 5 --lr 4e-4
-	$(TRAIN).bank --eyes out/eyes.pt --out out/bank.pt --worlds 40
-	$(TRAIN).decoder --out out/joint --from out/decoder/last.pt --bank out/bank.pt --stage 2 --minutes 60 --lr 8e-4 --hard 0.5
+	$(TRAIN).bank --eyes out/eyes.pt --out out/bank.pt --worlds 85
+	$(TRAIN).decoder --out out/joint --from out/decoder/last.pt --bank out/bank.pt --stage 2 --minutes 120 \
+		--table out/decoder/last.pt
 	$(TRAIN).ship --eyes out/eyes.pt --decoder out/joint/last.pt
 	$(TRAIN).score --scenes 1 4
 

@@ -497,21 +497,21 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--stage", type=int, default=0, help="part of the curriculum to start at")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--warmup", type=int, default=200, help="steps")
     parser.add_argument("--clips", type=int, default=10)
-    parser.add_argument("--contrast", type=float, default=0.2)
+    parser.add_argument("--contrast", type=float, default=0.8)
     parser.add_argument(
-        "--described", type=float, default=0.6, help="with a bank: share of batches that are described"
+        "--described", type=float, default=0.15, help="with a bank: share of batches that are described"
     )
     parser.add_argument(
         "--table", help="with a bank: the checkpoint whose cell vectors the tower was turned to"
     )
-    parser.add_argument("--hard", type=float, default=0.0, help="share of batches of the hard kinds alone")
+    parser.add_argument("--hard", type=float, default=0.3, help="share of batches of the hard kinds alone")
     parser.add_argument(
-        "--decay", type=float, default=0.7, help="share of the run at which the rate begins to fall"
+        "--decay", type=float, default=0.5, help="share of the run at which the rate begins to fall"
     )
-    parser.add_argument("--long", type=float, default=0.35, help="at the end: share of clips of many scenes")
+    parser.add_argument("--long", type=float, default=0.6, help="at the end: share of clips of many scenes")
     parser.add_argument(
         "--retrieved", type=float, default=0.6, help="share of those whose questions see what they find"
     )
@@ -529,7 +529,7 @@ def main() -> None:
     parser.add_argument("--eval-s", type=float, default=45)
     parser.add_argument("--bank", nargs="+", help="features of real video instead of described cells")
     parser.add_argument("--held", type=int, default=240, help="scenes of each bank kept for the reports")
-    parser.add_argument("--mixed", type=float, default=0.75, help="share of the bank's clips that are mixed")
+    parser.add_argument("--mixed", type=float, default=0.8, help="share of the bank's clips that are mixed")
     parser.add_argument("--from", dest="source", help="a checkpoint to continue")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
