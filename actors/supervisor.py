@@ -77,6 +77,7 @@ class Supervisor:
             "width": found.width,
             "height": found.height,
             "codec": found.codec,
+            "is_live": found.is_live,
         }
         store.add_stream(stream_id, uri, config)
         with self._changes:
@@ -235,7 +236,15 @@ class Supervisor:
             epoch = charge.last_epoch = store.begin_writing(charge.stream_id)
             info = store.stream(charge.stream_id)  # after the epoch: nobody else commits from here on
             prefilling.worker.open_stream(info.stream_id, epoch, info.next_segment_no)
-            spec = StreamSpec(info.stream_id, info.uri, epoch, info.resume_s, info.next_segment_no)
+            spec = StreamSpec(
+                info.stream_id,
+                info.uri,
+                epoch,
+                start_s=info.resume_s,
+                next_segment_no=info.next_segment_no,
+                is_live=bool(info.config.get("is_live", False)),
+                origin_s=info.created_at,
+            )
             decoding.worker.add_stream(spec, self._workers.sink(prefilling.worker, store))
             store.set_state(info.stream_id, "ingesting", "")
         except UnknownStreamError:  # removed behind our back
@@ -298,4 +307,6 @@ class Supervisor:
             file_bytes=info.file_bytes,
             restarts=charge.restarts if charge is not None else 0,
             gaps=tuple(GapView(gap.start_s, gap.end_s, gap.reason) for gap in info.gaps),
+            live=charge.feed.live if charge is not None and charge.feed is not None else None,
+            created_at=info.created_at,
         )

@@ -16,6 +16,18 @@ class GapView:
 
 
 @dataclass(frozen=True)
+class LiveView:
+    """How a live source fares, since its session began."""
+
+    sample_fps: float  # in effect: lower than configured while frames come faster than they are taken in
+    dropped_frames: int  # that found no place even so; their time is a gap
+    frame_age_s: float | None  # of the newest frame that was taken in; None: none was
+    clock: str  # that dates its frames: `sender`, `arrival`; empty: none came
+    connections: int
+    outage: str  # since when and why the source is away; empty when it is there
+
+
+@dataclass(frozen=True)
 class StreamView:
     """A stream as users see it: the catalog's truth, and what is going on now."""
 
@@ -33,6 +45,8 @@ class StreamView:
     file_bytes: int
     restarts: int  # sessions that were lost since the supervisor started
     gaps: tuple[GapView, ...] = ()
+    live: LiveView | None = None  # of a live source that is being ingested
+    created_at: float = 0.0  # seconds since 1970
 
 
 @dataclass(frozen=True)
