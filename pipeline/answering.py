@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 from actors.parts import identity_of
+from pipeline.dialogue import Query, Reply
 from pipeline.schemas import Answer, Evidence, Gap
 from streamkv.config import PipelineConfig
+from streamkv.conversation import Turn
 from streamkv.engine import Engine, check_question
-from streamkv.errors import StoreError
+from streamkv.errors import QuestionError, StoreError
 from streamkv.models import load_model
 from streamkv.store import SegmentStore, StreamReader
 
@@ -20,6 +23,8 @@ MAX_WARM = 256
 """Streams whose index is kept; the least recently asked is forgotten first."""
 MAX_GAPS = 20
 """Gaps that an answer names, the latest ones."""
+EARLIER_QUESTIONS = 4
+"""All earlier turns together may be as long as this many of the longest questions."""
 
 
 class CancelledError(Exception):
@@ -40,27 +45,36 @@ class Answerer:
         """Raises when no question can be answered; there is no such state but death."""
 
     def answer(
-        self, stream_id: str, question: str, max_new_tokens: int | None, cancelled: threading.Event
-    ) -> Answer:
-        """Raises QuestionError, UnknownStreamError, StoreError; CancelledError once `cancelled` is set."""
+        self, query: Query, cancelled: threading.Event, on_text: Callable[[str], None] | None = None
+    ) -> Reply:
+        """Tells each new piece of the answer's text.
+
+        Raises:
+            QuestionError, UnknownStreamError, StoreError: what was asked cannot be answered.
+            CancelledError: `cancelled` was set before the end.
+        """
         serve = self._config.serve
-        question = check_question(question, serve.max_question_chars)
-        memory = self._reader(stream_id).refresh()
+        question = check_question(query.question, serve.max_question_chars)
+        _check_earlier(query.earlier, EARLIER_QUESTIONS * serve.max_question_chars)
+        memory = self._reader(query.stream_id).refresh()
         if not memory.segments:
             raise StoreError(
-                f"stream {stream_id!r}: nothing is committed yet, so there is nothing to answer from; "
+                f"stream {query.stream_id!r}: nothing is committed yet, so there is nothing to answer from; "
                 "wait for its first segment, then ask again"
             )
 
         def on_token(text: str) -> None:
             if cancelled.is_set():
                 raise CancelledError
+            if on_text is not None:
+                on_text(text)
 
+        max_new_tokens = query.max_new_tokens or serve.max_new_tokens
         found = self._engine.answer(
-            memory, question, max_new_tokens=max_new_tokens or serve.max_new_tokens, on_token=on_token
+            memory, question, earlier=query.earlier, max_new_tokens=max_new_tokens, on_token=on_token
         )
-        gaps = [gap for gap in self._opened().stream(stream_id).gaps if gap.start_s <= found.as_of_s]
-        return Answer(
+        gaps = [gap for gap in self._opened().stream(query.stream_id).gaps if gap.start_s <= found.as_of_s]
+        answer = Answer(
             answer=found.text,
             evidence=[
                 Evidence(segment=e.segment_no, start_s=e.start_s, end_s=e.end_s, weight=e.weight)
@@ -69,6 +83,12 @@ class Answerer:
             as_of_s=found.as_of_s,
             timings_ms=found.timings_ms,
             gaps=[Gap(start_s=g.start_s, end_s=g.end_s, reason=g.reason) for g in gaps[-MAX_GAPS:]],
+        )
+        return Reply(
+            answer=answer,
+            prompt_tokens=found.num_prompt_tokens,
+            completion_tokens=found.num_tokens,
+            finish="stop" if found.num_tokens < max_new_tokens else "length",
         )
 
     def _reader(self, stream_id: str) -> StreamReader:
@@ -87,3 +107,12 @@ class Answerer:
                 read_only=True,
             )
         return self._store
+
+
+def _check_earlier(turns: Sequence[Turn], max_chars: int) -> None:
+    """QuestionError when a conversation has grown too long."""
+    found = sum(len(turn.text) for turn in turns)
+    if found > max_chars:
+        raise QuestionError(
+            f"earlier turns: got {found} characters, allowed {max_chars} together; leave the oldest out"
+        )

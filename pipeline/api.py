@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import FastAPI, HTTPException, Query, Response
+from fastapi.responses import JSONResponse
 
 from actors.views import PlaneState, StreamView
-from pipeline import http_errors
-from pipeline.schemas import Answer, ErrorResponse, Health, NewStream, Question, Stream, StreamList
+from pipeline import http_errors, openai_api
+from pipeline.dialogue import Picture
+from pipeline.keys import KeyFile
+from pipeline.schemas import (
+    Answer,
+    ErrorResponse,
+    Health,
+    NewStream,
+    Question,
+    SegmentList,
+    Stream,
+    StreamList,
+)
 
 MAX_BODY_BYTES = 1_000_000
 """Longer bodies are refused: no question or URI is near it."""
 
+MAX_SEGMENTS = 10_000
+"""Of one page."""
+FREE = ("/healthz", "/docs", "/openapi.json")
+"""Paths that need no key: they say nothing of a stream, and probes have none."""
+
 Message = dict[str, Any]
 
 
-class Backend(Protocol):
+class Backend(openai_api.Asking, Protocol):
     async def state(self) -> PlaneState: ...
-
-    async def streams(self) -> list[StreamView]: ...
-
-    async def stream(self, stream_id: str) -> StreamView: ...
 
     async def add_stream(self, stream_id: str, uri: str) -> StreamView: ...
 
@@ -30,11 +43,18 @@ class Backend(Protocol):
 
     async def ask(self, stream_id: str, question: str, max_new_tokens: int | None) -> Answer: ...
 
+    async def segments(self, stream_id: str, after: int, limit: int) -> SegmentList: ...
+
+    async def picture(self, stream_id: str, at_s: float) -> Picture: ...
+
     async def stats(self) -> dict[str, float]: ...
 
 
-def make_api(backend: Backend) -> FastAPI:
-    """The application. Errors of `streamkv.errors` that the backend raises become 4xx with one form."""
+def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = True) -> FastAPI:
+    """The application. Errors of `streamkv.errors` that the backend raises become 4xx with one form.
+
+    `keys` are asked for as soon as there is one; unless `is_open`, even before.
+    """
     app = FastAPI(
         title="StreamKV",
         version="1",
@@ -43,6 +63,8 @@ def make_api(backend: Backend) -> FastAPI:
     )
     http_errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    if keys is not None:
+        app.add_middleware(KeyCheck, keys=keys, is_open=is_open)  # the last one added is the first to look
 
     @app.get("/healthz")
     async def healthz(response: Response) -> Health:
@@ -78,12 +100,73 @@ def make_api(backend: Backend) -> FastAPI:
         """Answers a question from what the stream has shown so far."""
         return await backend.ask(stream_id, question.question, question.max_new_tokens)
 
+    @app.get("/v1/streams/{stream_id}/segments")
+    async def list_segments(
+        stream_id: str,
+        after: Annotated[int, Query(ge=-1, le=2**31, description="`next_after` of the page before")] = -1,
+        limit: Annotated[int, Query(ge=1, le=MAX_SEGMENTS)] = 1000,
+    ) -> SegmentList:
+        """The committed segments, a page at a time."""
+        return await backend.segments(stream_id, after, limit)
+
+    @app.get(
+        "/v1/streams/{stream_id}/frames",
+        response_class=Response,
+        responses={
+            200: {"content": {"image/jpeg": {}}, "headers": {"X-At-Seconds": {"schema": {"type": "number"}}}}
+        },
+    )
+    async def get_frame(
+        stream_id: str,
+        at_s: Annotated[
+            float,
+            Query(ge=0, le=1e9, allow_inf_nan=False, description="stream time", examples=[143.0]),
+        ],
+    ) -> Response:
+        """The picture on show at a time, from the source; `X-At-Seconds` is later where footage is missing."""
+        picture = await backend.picture(stream_id, at_s)
+        return Response(picture.jpeg, media_type="image/jpeg", headers={"X-At-Seconds": f"{picture.at_s:g}"})
+
     @app.get("/v1/stats")
     async def stats() -> dict[str, float]:
         """Seconds and counts of each ingest stage since its workers started."""
         return await backend.stats()
 
+    app.include_router(openai_api.make_router(backend))
     return app
+
+
+class KeyCheck:
+    """Lets through who has a key: everybody, while there is none and the server `is_open`."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], *, keys: KeyFile, is_open: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._is_open = is_open
+
+    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Any) -> None:
+        if scope["type"] == "lifespan" or scope["path"] in FREE or self._admits(scope):
+            await self._app(scope, receive, send)
+        else:
+            await _refusal(scope["path"])(scope, receive, send)
+
+    def _admits(self, scope: Message) -> bool:
+        if self._is_open and not self._keys.all():
+            return True
+        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+        if len(given) != 1:
+            return False
+        scheme, _, key = given[0].partition(" ")
+        return scheme.lower() == "bearer" and self._keys.admits(key.strip())
+
+
+def _refusal(path: str) -> JSONResponse:
+    message = "no valid key; send the header `Authorization: Bearer KEY`. `streamkv keys add NAME` makes one"
+    if path.startswith("/v1/"):
+        body = openai_api.error_body(message, "invalid_request_error", code="invalid_api_key")
+    else:
+        body = {"error": {"type": "AuthenticationError", "message": message}}
+    return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
 
 
 class BodyLimit:

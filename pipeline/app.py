@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -25,7 +28,9 @@ from actors.roles import ANSWER, ROLE_SHARE
 from actors.spawn import ensure_supervisor, find_supervisor
 from actors.views import PlaneState, StreamView
 from pipeline import schemas
+from pipeline.dialogue import Picture, Query, Reply
 from pipeline.http_errors import DeadlineError, OverloadedError
+from pipeline.keys import KeyFile, is_loopback
 from pipeline.settings import load_settings
 from streamkv.config import PipelineConfig, ServeConfig
 
@@ -37,6 +42,9 @@ if TYPE_CHECKING:
 APP_NAME = "streamkv"
 ANSWER_TRIES = 3
 """Replicas that are asked for one answer before the asker hears that there is none."""
+WORDS_TRIES = 2
+"""The same where the asker sees the answer come."""
+REPLICA_LOST = (RayActorError, DeploymentUnavailableError)
 RETRY_PAUSE_S = 0.2
 CONTROL_S = 60.0
 """Adding a stream opens its source, removing one waits for the segment at hand."""
@@ -112,24 +120,60 @@ class Answer:
 
     def __init__(self, config: PipelineConfig) -> None:
         from pipeline.answering import Answerer  # brings torch, which only this process needs
+        from pipeline.footage import Footage
 
         self._answerer = Answerer(config)
         self._thread = ThreadPoolExecutor(1, "answer")
+        self._footage = Footage(config.store)
+        self._looks = ThreadPoolExecutor(1, "look")
 
     def check_health(self) -> None:
         self._answerer.check_health()
 
-    async def answer(self, stream_id: str, question: str, max_new_tokens: int | None) -> schemas.Answer:
+    async def reply(self, query: Query) -> Reply:
         """See `Answerer.answer`. Ends early when the asker has gone."""
         cancelled = threading.Event()
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(
-                self._thread, self._answerer.answer, stream_id, question, max_new_tokens, cancelled
-            )
+            return await self._begin(query, cancelled)
         except asyncio.CancelledError:
             cancelled.set()
             raise
+
+    async def words(self, query: Query) -> AsyncGenerator[str | Reply, None]:
+        """The same, but each piece of the text as soon as there is one, and the reply as the last item."""
+        cancelled = threading.Event()
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(text: str) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, text)
+
+        work = self._begin(query, cancelled, tell)
+        work.add_done_callback(lambda _: pieces.put_nowait(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield piece
+            yield await work
+        finally:
+            cancelled.set()
+            if not work.cancel() and not work.cancelled():
+                work.exception()  # heard, so that asyncio does not miss a listener
+
+    def _begin(
+        self, query: Query, cancelled: threading.Event, on_text: Callable[[str], None] | None = None
+    ) -> asyncio.Future[Reply]:
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._thread, self._answerer.answer, query, cancelled, on_text)
+
+    async def segments(self, stream_id: str, after: int, limit: int) -> schemas.SegmentList:
+        """See `Footage.segments`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._looks, self._footage.segments, stream_id, after, limit)
+
+    async def picture(self, stream_id: str, at_s: float) -> Picture:
+        """See `Footage.picture`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._looks, self._footage.picture, stream_id, at_s)
 
 
 @serve.deployment
@@ -139,12 +183,14 @@ class Api:
 
     def __init__(self, config: PipelineConfig, answer: DeploymentHandle) -> None:
         ensure_supervisor(config)
+        self._config = config
         self._backend = ServeBackend(config, answer)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         from pipeline.api import make_api
 
-        return make_api(self._backend)
+        keys = KeyFile(Path(self._config.store.root))
+        return make_api(self._backend, keys, is_open=is_loopback(self._config.serve.host))
 
 
 class ServeBackend:
@@ -181,35 +227,91 @@ class ServeBackend:
         return stats
 
     async def ask(self, stream_id: str, question: str, max_new_tokens: int | None) -> schemas.Answer:
+        return (await self.reply(Query(stream_id, question, max_new_tokens=max_new_tokens))).answer
+
+    async def reply(self, query: Query) -> Reply:
+        reply: Reply = await self._ask_replica("reply", query.stream_id, query)
+        return reply
+
+    async def words(self, query: Query) -> AsyncGenerator[str | Reply, None]:
+        """The answer piece by piece; the reply is the last item. Closing it cancels the answer.
+
+        A replica that dies before the first piece costs time only; later, what came cannot be taken back, and
+        WorkerLostError says that it is not the whole.
+        """
+        deadline = time.monotonic() + self._config.serve.timeout_s
+        for attempt in range(1, WORDS_TRIES + 1):
+            has_begun = False
+            try:
+                async with aclosing(self._words_once(query, deadline)) as pieces:
+                    async for piece in pieces:
+                        has_begun = True
+                        yield piece
+                return
+            except REPLICA_LOST as exc:
+                if has_begun:
+                    raise WorkerLostError(
+                        "the replica that answered died; the answer is not whole, ask again"
+                    ) from exc
+                if attempt == WORDS_TRIES:
+                    raise WorkerLostError("no replica could begin the answer; ask again") from exc
+                await asyncio.sleep(RETRY_PAUSE_S * attempt)
+
+    async def _words_once(self, query: Query, deadline: float) -> AsyncGenerator[str | Reply, None]:
+        replica = self._answer.options(session_id=query.stream_id, stream=True)
+        with self._translated():
+            reply = replica.words.remote(query)
+            try:
+                while True:
+                    try:
+                        piece = await asyncio.wait_for(anext(reply), max(deadline - time.monotonic(), 0.001))
+                    except StopAsyncIteration:
+                        return
+                    yield piece
+            finally:
+                reply.cancel()
+
+    async def segments(self, stream_id: str, after: int, limit: int) -> schemas.SegmentList:
+        found: schemas.SegmentList = await self._ask_replica("segments", stream_id, stream_id, after, limit)
+        return found
+
+    async def picture(self, stream_id: str, at_s: float) -> Picture:
+        picture: Picture = await self._ask_replica("picture", stream_id, stream_id, at_s)
+        return picture
+
+    async def _ask_replica(self, method: str, stream_id: str, *args: Any) -> Any:
         """Asks the stream's replica; another one when it dies, as long as there is time."""
         deadline = time.monotonic() + self._config.serve.timeout_s
+        replica = self._answer.options(session_id=stream_id)
         for attempt in range(1, ANSWER_TRIES + 1):
             try:
-                return await self._ask_once(stream_id, question, max_new_tokens, deadline - time.monotonic())
-            except (RayActorError, DeploymentUnavailableError) as exc:
+                with self._translated():
+                    reply = getattr(replica, method).remote(*args)
+                    return await asyncio.wait_for(reply, max(deadline - time.monotonic(), 0.001))
+            except REPLICA_LOST as exc:
                 if attempt == ANSWER_TRIES:
                     raise WorkerLostError("no replica could finish the answer; ask again") from exc
                 await asyncio.sleep(RETRY_PAUSE_S * attempt)
         raise AssertionError("unreachable")
 
-    async def _ask_once(
-        self, stream_id: str, question: str, max_new_tokens: int | None, rest_s: float
-    ) -> schemas.Answer:
-        replica = self._answer.options(session_id=stream_id)
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """A replica's errors as our own, but for those that another replica may not have."""
+        limits = self._config.serve
         try:
-            reply = replica.answer.remote(stream_id, question, max_new_tokens)
-            answer: schemas.Answer = await asyncio.wait_for(reply, max(rest_s, 0.001))
+            yield
         except BackPressureError as exc:
-            limit = self._config.serve.max_queued
-            raise OverloadedError(f"{limit} questions wait already; ask again a little later") from exc
+            raise OverloadedError(
+                f"{limits.max_queued} questions wait already; ask again a little later"
+            ) from exc
         except TimeoutError as exc:
-            limit_s = self._config.serve.timeout_s
-            raise DeadlineError(f"no answer within {limit_s:g} s; ask again or ask for less") from exc
-        except (RayActorError, DeploymentUnavailableError):
+            raise DeadlineError(
+                f"no answer within {limits.timeout_s:g} s; ask again or ask for less"
+            ) from exc
+        except REPLICA_LOST:
             raise
         except RayError as exc:
             raise plain_error(exc) from None
-        return answer
 
     async def _supervise(self, method: str, *args: Any) -> Any:
         # Looked up each time: the supervisor may have been started anew, and the look-up is cheap and local.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.commands import demo, eval, inspect, server, streams
+from pipeline.commands import demo, eval, inspect, keys, server, streams
 
 app = typer.Typer(
     name="streamkv",
@@ -18,6 +18,7 @@ app = typer.Typer(
 server.register(app)
 streams.register(app)
 inspect.register(app)
+keys.register(app)
 demo.register(app)
 eval.register(app)
 

@@ -7,6 +7,8 @@ from urllib.parse import quote
 
 import httpx
 
+from pipeline.keys import key_from_environment
+
 Json = dict[str, Any]
 TIMEOUT_S = 120.0
 
@@ -25,11 +27,18 @@ class NotRunningError(Exception):
 
 
 class Client:
-    """One server; as a context manager, so that its connections close."""
+    """One server; as a context manager, so that its connections close.
 
-    def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
+    `api_key`: None is that of STREAMKV_API_KEY, if there is one.
+    """
+
+    def __init__(
+        self, url: str, *, api_key: str | None = None, transport: httpx.BaseTransport | None = None
+    ) -> None:
         self.url = url
-        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, transport=transport)
+        key = key_from_environment() if api_key is None else api_key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, transport=transport)
 
     def __enter__(self) -> Client:
         return self

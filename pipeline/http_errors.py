@@ -57,6 +57,11 @@ def error_response(status: int, kind: str, message: str) -> JSONResponse:
     return JSONResponse({"error": {"type": kind, "message": message}}, status, headers)
 
 
+def problems_of(exc: RequestValidationError) -> list[str]:
+    """`where: what` of each."""
+    return [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in exc.errors()]
+
+
 def install(app: FastAPI) -> None:
     """Gives every error of the application the one form."""
 
@@ -65,8 +70,7 @@ def install(app: FastAPI) -> None:
 
     async def invalid(request: Request, exc: Exception) -> JSONResponse:
         assert isinstance(exc, RequestValidationError)
-        problems = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in exc.errors()]
-        return error_response(422, "RequestError", "; ".join(problems))
+        return error_response(422, "RequestError", "; ".join(problems_of(exc)))
 
     async def http(request: Request, exc: Exception) -> JSONResponse:
         assert isinstance(exc, HTTPException)

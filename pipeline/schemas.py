@@ -99,6 +99,39 @@ class StreamList(BaseModel):
     streams: list[Stream]
 
 
+class Segment(BaseModel):
+    """A committed segment: what an answer's evidence names."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "segment": 12,
+                    "start_s": 143.0,
+                    "end_s": 152.0,
+                    "frames": 5,
+                    "source_frames": 5,
+                    "kv_bytes": 294912,
+                    "file_bytes": 301056,
+                }
+            ]
+        }
+    )
+
+    segment: int
+    start_s: float
+    end_s: float
+    frames: Annotated[int, Field(description="kept, after similar neighbours were merged")]
+    source_frames: Annotated[int, Field(description="sampled")]
+    kv_bytes: int
+    file_bytes: int
+
+
+class SegmentList(BaseModel):
+    segments: Annotated[list[Segment], Field(description="in time order")]
+    next_after: Annotated[int | None, Field(description="`after` of the next page; null when there is none")]
+
+
 class Question(BaseModel):
     """A question about one stream's past."""
 

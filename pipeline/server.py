@@ -23,6 +23,7 @@ from types import FrameType
 
 from pipeline.cluster import joined_ray, local_ray, make_temp
 from pipeline.home import Home, ServerRecord
+from pipeline.keys import KeyFile, check_guarded
 from pipeline.processes import this_process
 from pipeline.settings import load_settings
 from streamkv.config import PipelineConfig, StoreConfig
@@ -82,6 +83,7 @@ class Server:
         self._tell("reading the configuration")
         overrides = (*self._options.overrides, *self._store_override())
         config = load_settings(self._options.config, overrides)
+        check_guarded(config.serve.host, KeyFile(Path(config.store.root)))
         port = usable_port(config.serve.host, config.serve.port)
         overrides = (*overrides, f"serve.port={port}")
         config = load_settings(self._options.config, overrides)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
@@ -159,6 +160,12 @@ class SegmentStore:
     def reader(self, stream_id: str) -> StreamReader:
         """Follows one stream; opening reads its summary vectors. Readers of a store share its open files."""
         return StreamReader(stream_id, self._catalog, self._files, self.identity)
+
+    def segments(self, stream_id: str, start: int, limit: int) -> list[SegmentPlace]:
+        """Up to `limit` committed segments from number `start` on, in order."""
+        progress = self._catalog.progress(stream_id)
+        stop = min(progress.next_segment_no, start + limit)
+        return self._catalog.segments_between(stream_id, start, replace(progress, next_segment_no=stop))
 
     def verify(self) -> list[Problem]:
         """Reads every committed byte and compares rows with files; empty when all is well.

@@ -1,0 +1,33 @@
+"""What the ingress sends to an answering replica, and what comes back. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pipeline.schemas import Answer
+from streamkv.conversation import Turn
+
+
+class Query(NamedTuple):
+    """A question, not yet checked against the configuration's limits."""
+
+    stream_id: str
+    question: str
+    earlier: tuple[Turn, ...] = ()
+    max_new_tokens: int | None = None  # None: the configuration's
+
+
+class Reply(NamedTuple):
+    """An answer and what it cost."""
+
+    answer: Answer
+    prompt_tokens: int  # system prompt, earlier turns and question; not the video that was read
+    completion_tokens: int
+    finish: Literal["stop", "length"]  # the model ended it, or the limit did
+
+
+class Picture(NamedTuple):
+    """What a stream showed."""
+
+    jpeg: bytes
+    at_s: float  # later than asked for where footage is missing
