@@ -2,7 +2,7 @@
 
 What leaves is one message a closed segment. Everything is bounded: a stream with `in_flight` segments that
 are not yet durable gives no more frames to the tower, so its queue fills, so its decoding waits, so its
-source waits.
+source waits. A live source does not: `actors.live_feed` says what goes then.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from torch import Tensor
 
 from actors.failures import describe
 from actors.feed import Feed, OpenSource
+from actors.live_feed import LiveFeed, OpenLive
 from actors.messages import FeedState, FeedStatus, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
 from actors.timing import StageClock
 from streamkv.config import SourceConfig
+from streamkv.sources import probe_source
 from streamkv.types import Frame, Segment
-from streamkv.video import VideoInfo, probe
+from streamkv.video import VideoInfo
 
 LINGER_S = 0.05
 """How long a batch that is not full waits for more frames; small beside the seconds that a segment takes."""
@@ -52,6 +54,7 @@ class DecodeParts:
     encoder: FrameEncoder
     make_segmenter: Callable[[int], SegmentMaker]  # from the number of its first segment
     open_source: OpenSource
+    open_live: OpenLive | None = None  # None: no live sources
 
 
 @dataclass
@@ -69,6 +72,7 @@ class _Session:
     in_flight: int = 0  # segments and gaps sent and not yet durable
     closed: deque[Segment] = field(default_factory=deque)  # segments that wait to be sent
     flushed: bool = False
+    paused: bool = False  # the open segment was closed because the source is away
 
     @property
     def takes_frames(self) -> bool:
@@ -117,23 +121,36 @@ class DecodeEncode:
 
     def probe(self, uri: str) -> VideoInfo:
         """What the source is, as this process sees it; SourceError when it is no video."""
-        return probe(uri)
+        return probe_source(uri, timeout_s=self._source.live_timeout_s)
 
     def add_stream(self, spec: StreamSpec, sink: SegmentSink) -> None:
         """Starts a session; an earlier one of the same stream ends."""
         assert self._parts is not None, "start() comes first"
-        feed = Feed(
-            spec,
-            self._parts.open_source,
-            queue_frames=self._source.queue_frames,
-            on_change=self._wake.set,
-            clock=self.clock,
-        )
+        feed = self._feed(spec, self._parts)
         session = _Session(spec, feed, sink, position_s=spec.start_s)
         self.remove_stream(spec.stream_id)
         with self._lock:
             self._sessions[spec.stream_id] = session
         feed.start()
+
+    def _feed(self, spec: StreamSpec, parts: DecodeParts) -> Feed:
+        if not spec.is_live:
+            return Feed(
+                spec,
+                parts.open_source,
+                queue_frames=self._source.queue_frames,
+                on_change=self._wake.set,
+                clock=self.clock,
+            )
+        assert parts.open_live is not None, "live sources need open_live"
+        return LiveFeed(
+            spec,
+            parts.open_live,
+            sample_fps=self._source.sample_fps,
+            queue_frames=self._source.queue_frames,
+            on_change=self._wake.set,
+            clock=self.clock,
+        )
 
     def remove_stream(self, stream_id: str) -> None:
         """Ends a stream's session, if there is one; it sends nothing from then on."""
@@ -233,6 +250,7 @@ class DecodeEncode:
                 return
             session.segmenter = self._parts.make_segmenter(first_no)
         session.frames += 1
+        session.paused = False
         session.position_s = frame.end_s
         closed = session.segmenter.push(features_ND, frame.start_s, frame.end_s)
         if closed is not None:
@@ -248,9 +266,10 @@ class DecodeEncode:
             self.clock.count("gaps")
         if is_exhausted and not session.flushed and not session.closed:
             session.flushed = True
-            last = session.segmenter.flush() if session.segmenter is not None else None
-            if last is not None:
-                session.closed.append(last)
+            _close_open_segment(session)
+        elif session.feed.is_paused and not session.paused:
+            session.paused = True
+            _close_open_segment(session)
         while session.closed and session.in_flight < self._in_flight:
             message = SegmentMessage.of(session.spec, session.closed.popleft())
             with self.clock.time("ship"):
@@ -286,6 +305,12 @@ class DecodeEncode:
         session.state, session.detail = state, detail
 
 
+def _close_open_segment(session: _Session) -> None:
+    last = session.segmenter.flush() if session.segmenter is not None else None
+    if last is not None:
+        session.closed.append(last)
+
+
 def _status(session: _Session) -> FeedStatus:
     return FeedStatus(
         epoch=session.spec.epoch,
@@ -295,4 +320,5 @@ def _status(session: _Session) -> FeedStatus:
         frames=session.frames,
         queued=session.feed.num_queued,
         in_flight=session.in_flight,
+        live=session.feed.live,
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from actors.failures import describe
 from actors.messages import StreamSpec
 from actors.timing import StageClock
-from actors.views import GapView
+from actors.views import GapView, LiveView
 from streamkv.errors import SourceError
 from streamkv.types import Frame
 from streamkv.video import OnGap
@@ -75,6 +75,16 @@ class Feed:
     @property
     def num_queued(self) -> int:
         return len(self._frames)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the source is away for a while, and all that it had sent was taken. An archive never is."""
+        return False
+
+    @property
+    def live(self) -> LiveView | None:
+        """How a live source fares; None for an archive."""
+        return None
 
     @property
     def is_exhausted(self) -> bool:

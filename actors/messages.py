@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from actors.views import GapView
+from actors.views import GapView, LiveView
 from streamkv.types import Segment
 
 # ---------------------------------------------------------------- to DecodeEncode
@@ -21,10 +21,12 @@ class StreamSpec:
     """One session of a stream: from its last commit on, under one writer's epoch."""
 
     stream_id: str
-    uri: str
+    uri: str = field(repr=False)  # it may hold a password
     epoch: int
     start_s: float = 0.0
     next_segment_no: int = 0
+    is_live: bool = False
+    origin_s: float = 0.0  # seconds since 1970 at stream time 0; a live source's alone
 
 
 class SegmentSink(Protocol):
@@ -100,6 +102,7 @@ class FeedStatus:
     frames: int
     queued: int  # decoded frames that wait for the tower
     in_flight: int  # segments shipped and not yet durable
+    live: LiveView | None = None
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from actors.decode_encode import DecodeParts
 from actors.messages import StreamSpec
 from actors.prefill import PrefillParts
-from streamkv.config import PipelineConfig
+from streamkv.config import PipelineConfig, SourceConfig
+from streamkv.live import LiveSource
 from streamkv.memory import VideoMemory
+from streamkv.sources import sample_archive
 from streamkv.store import ModelIdentity, SegmentStore
 from streamkv.types import Frame
-from streamkv.video import OnGap, sample_frames
+from streamkv.video import OnGap
 
 if TYPE_CHECKING:
     from streamkv.models import VideoLLM
@@ -35,7 +37,8 @@ def load_decode_parts(config: PipelineConfig) -> DecodeParts:
     return DecodeParts(
         encoder=load_model(config.model),
         make_segmenter=partial(Segmenter, config.method.segment),
-        open_source=partial(_open_source, config.source.sample_fps),
+        open_source=partial(_open_source, config.source),
+        open_live=partial(_open_live, config.source),
     )
 
 
@@ -54,10 +57,25 @@ def load_prefill_parts(config: PipelineConfig) -> PrefillParts:
     )
 
 
-def _open_source(sample_fps: float, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
+def _open_source(source: SourceConfig, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
     """From one sample before a resume: the segmenter compares the first frame with it."""
-    start_s = max(0.0, spec.start_s - 1 / sample_fps)
-    return sample_frames(spec.uri, sample_fps, start_s=start_s, on_gap=on_gap)
+    start_s = max(0.0, spec.start_s - 1 / source.sample_fps)
+    return sample_archive(
+        spec.uri, source.sample_fps, start_s=start_s, on_gap=on_gap, keyframes_only=source.keyframes_only
+    )
+
+
+def _open_live(source: SourceConfig, spec: StreamSpec, on_gap: OnGap) -> LiveSource:
+    return LiveSource(
+        spec.uri,
+        source.sample_fps,
+        origin_s=spec.origin_s,
+        start_s=spec.start_s,
+        on_gap=on_gap,
+        timeout_s=source.live_timeout_s,
+        outage_limit_s=source.outage_limit_s,
+        keyframes_only=source.keyframes_only,
+    )
 
 
 def _recall(config: PipelineConfig, identity: ModelIdentity, stream_id: str) -> VideoMemory:

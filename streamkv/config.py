@@ -167,7 +167,14 @@ class SourceConfig:
     batch_frames: int = 16
     """Frames that the vision tower encodes at once, from however many streams."""
     queue_frames: int = 32
-    """Decoded frames that wait for the tower, for each stream; decoding pauses when it is full."""
+    """Decoded frames that wait for the tower, for each stream. When it is full an archive's decoding pauses, and a
+    live source is sampled less often."""
+    keyframes_only: bool = False
+    """Decode keyframes and nothing else: cheap, and a moment is seen as late as its next keyframe."""
+    live_timeout_s: float = 15.0
+    """A live source that does not connect, or shows no picture, for this long is away; then it is tried again."""
+    outage_limit_s: float = 0.0
+    """A live source that is away for longer than this has failed; 0: it may come back at any time."""
 
     def __post_init__(self) -> None:
         _check(
@@ -175,6 +182,8 @@ class SourceConfig:
                 _need(self.sample_fps > 0, "source.sample_fps", self.sample_fps, "> 0"),
                 _need(self.batch_frames >= 1, "source.batch_frames", self.batch_frames, ">= 1"),
                 _need(self.queue_frames >= 1, "source.queue_frames", self.queue_frames, ">= 1"),
+                _need(self.live_timeout_s > 0, "source.live_timeout_s", self.live_timeout_s, "> 0"),
+                _need(self.outage_limit_s >= 0, "source.outage_limit_s", self.outage_limit_s, ">= 0"),
             ]
         )
 

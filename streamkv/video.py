@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 
@@ -49,7 +49,9 @@ MAX_READ_ERRORS = 8
 """Failed reads in a row after which a source counts as ended."""
 OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 30.0
 
-_SECRET = re.compile(r"token|key|secret|pass|pwd|sig|auth|cred|user", re.IGNORECASE)
+_SECRET = re.compile(r"token|key|secret|pass|pwd|sig|auth|cred|user|streamid", re.IGNORECASE)
+_PAIR = re.compile(r"([A-Za-z]+)=([^_&;,/]*)")
+"""Some cameras want their user in the path: `/user=admin_password=1234_channel=1`."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -76,7 +78,7 @@ class Picture:
 
 
 def redact_uri(uri: str) -> str:
-    """The URI as it may be shown: no user, no password, no tokens in its query."""
+    """The URI as it may be shown: no user, no password, no tokens in its query or path."""
     if not _URL.match(uri):
         return uri
     try:
@@ -85,11 +87,18 @@ def redact_uri(uri: str) -> str:
         return uri.split("://", 1)[0] + "://***"
     host = parts.netloc.rpartition("@")[2]
     netloc = f"***@{host}" if "@" in parts.netloc else host
-    query = parts.query
-    if query:
-        pairs = parse_qsl(query, keep_blank_values=True)
-        query = urlencode([(k, "***" if _SECRET.search(k) else v) for k, v in pairs], safe="*/:")
-    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
+    query = "&".join(map(_hide_value, parts.query.split("&")))
+    path = "/".join(_PAIR.sub(_hide_pair, step) for step in parts.path.split("/"))
+    return urlunsplit((parts.scheme, netloc, path, query, parts.fragment))
+
+
+def _hide_value(pair: str) -> str:
+    name, is_pair, _ = pair.partition("=")
+    return f"{name}=***" if is_pair and _SECRET.search(unquote(name)) else pair
+
+
+def _hide_pair(pair: re.Match[str]) -> str:
+    return f"{pair[1]}=***" if _SECRET.search(pair[1]) else pair[0]
 
 
 def probe(uri: str) -> VideoInfo:
@@ -109,6 +118,7 @@ def probe(uri: str) -> VideoInfo:
             width=int(first.image.width),
             height=int(first.image.height),
             codec=str(source.stream.codec_context.name),
+            is_live=source.goes_on and "://" in uri,
         )
 
 
@@ -232,6 +242,12 @@ class Source:
         self._shift = Fraction(0)  # added to timestamps since the last change of clock
         self._fed: set[int] = set()  # timestamps of packets whose picture has not come out
         self._last: Fraction | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether neither a duration nor a length says where it ends."""
+        is_sized = self.container.format.name != "hls" and self.container.size > 0
+        return self.declared_end() is None and not is_sized
 
     def pictures(self, seek_s: Fraction | None = None) -> Iterator[Picture]:
         """Pictures in order of showing, from the first, or from a keyframe at or before `seek_s`."""
@@ -411,6 +427,12 @@ def pick_video(container: Any, shown: str, threads: int) -> Any:
 
 def strerror(exc: Exception) -> str:
     """What FFmpeg says, without the URI that it says it of."""
+    import av
+
+    if isinstance(exc, av.error.ExitError):
+        return "it does not answer in time"
+    if isinstance(exc, av.error.ProtocolNotFoundError):
+        return "this build of FFmpeg does not speak its protocol"
     return str(getattr(exc, "strerror", None) or type(exc).__name__)
 
 

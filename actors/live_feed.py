@@ -1,0 +1,150 @@
+"""A live stream's feed: it never makes its source wait. Knows nothing of models.
+
+A full queue first lowers the sample rate: every other frame goes, of those that wait and of those to come. At the
+lowest rate the oldest frame that waits goes, and its time becomes a gap. When the queue has been nearly empty for
+a while, the rate doubles again.
+
+    waiting (4 of 4)      0 1 2 3    and 4 comes
+    half the rate         0   2      and 4 joins: each stands for two sampling times from here on
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from actors.feed import Feed
+from actors.messages import StreamSpec
+from actors.timing import StageClock
+from actors.views import LiveView
+from streamkv.live import LiveFrame, LiveSource
+from streamkv.types import Frame
+from streamkv.video import OnGap
+
+MAX_THINNING = 8
+"""The rate falls to this part of what is configured, and no further."""
+CALM_SHARE = 0.25
+"""A queue filled no more than this, for as many frames in a row as it holds, lets the rate rise again."""
+PAUSE_S = 5.0
+"""A source that is away for longer pauses its stream: what it has shown is then closed, and can be asked about."""
+
+OpenLive = Callable[[StreamSpec, OnGap], LiveSource]
+
+
+class LiveFeed(Feed):
+    """Decodes as the source sends. One thread decodes; one other takes."""
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        open_live: OpenLive,
+        *,
+        sample_fps: float,
+        queue_frames: int,
+        on_change: Callable[[], None],
+        clock: StageClock,
+    ) -> None:
+        super().__init__(spec, self._frames_of, queue_frames=queue_frames, on_change=on_change, clock=clock)
+        self._source = open_live(spec, self._on_gap)
+        self._sample_fps = sample_fps
+        self._thinning = 1  # one of so many frames is taken in
+        self._calm = 0  # frames in a row that found the queue nearly empty
+        self._dropped = 0
+        self._lost: tuple[float, float] | None = None  # the span of frames dropped since one was taken
+        self._last: LiveFrame | None = None  # that was taken
+
+    def stop(self) -> None:
+        self._source.stop()
+        super().stop()
+
+    def take(self) -> Frame | None:
+        frame = super().take()
+        if isinstance(frame, LiveFrame):
+            self._last = frame
+        self._tell_lost()
+        return frame
+
+    @property
+    def is_paused(self) -> bool:
+        outage = self._source.outage
+        return outage is not None and time.time() - outage.since_s > PAUSE_S and self.num_queued == 0
+
+    @property
+    def live(self) -> LiveView:
+        last, outage = self._last, self._source.outage
+        return LiveView(
+            sample_fps=self._sample_fps / self._thinning,
+            dropped_frames=self._dropped,
+            frame_age_s=time.time() - last.wall_s if last is not None else None,
+            clock=last.clock if last is not None else "",
+            connections=self._source.connections,
+            outage=str(outage) if outage is not None else "",
+        )
+
+    def _frames_of(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
+        return self._source.frames()
+
+    def _put(self, frame: Frame) -> None:
+        with self._space:
+            if self._stopping:
+                return
+            self._rest(frame)
+            if self._is_full(frame) and self._thinning < MAX_THINNING:
+                self._thin()
+            if not self._is_due(frame):
+                self._clock.count("thinned_frames")
+                return
+            while self._frames and self._is_full(frame):
+                self._drop_oldest()
+            self._append(self._widened(frame))
+        self._on_change()
+
+    def _thin(self) -> None:
+        """Halves the rate, of the frames that wait as well."""
+        self._thinning *= 2
+        waiting = list(self._frames)
+        self._frames.clear()
+        self._bytes = 0
+        for frame in waiting:
+            if self._is_due(frame):
+                self._append(self._widened(frame))
+            else:
+                self._clock.count("thinned_frames")
+
+    def _rest(self, coming: Frame) -> None:
+        """Doubles the rate when there has been room for a while."""
+        is_calm = len(self._frames) <= CALM_SHARE * self._queue_frames and not self._is_full(coming)
+        self._calm = self._calm + 1 if is_calm else 0
+        has_rested = self._calm >= max(self._queue_frames, MAX_THINNING)
+        if self._thinning > 1 and has_rested and self._is_due(coming):  # where no frame's time is cut short
+            self._thinning //= 2
+            self._calm = 0
+
+    def _drop_oldest(self) -> None:
+        frame = self._frames.popleft()
+        self._bytes -= frame.rgb.nbytes
+        self._dropped += 1
+        self._clock.count("dropped_frames")
+        self._lost = (self._lost[0] if self._lost is not None else frame.start_s, frame.end_s)
+
+    def _tell_lost(self) -> None:
+        """Once for a run of them, when the taker has come back."""
+        with self._space:
+            lost, self._lost = self._lost, None
+        if lost is not None:
+            self._on_gap(*lost, "frames were dropped: they came faster than they could be taken in")
+
+    def _append(self, frame: Frame) -> None:
+        self._frames.append(frame)
+        self._bytes += frame.rgb.nbytes
+
+    def _is_due(self, frame: Frame) -> bool:
+        return self._grid_index(frame) % self._thinning == 0
+
+    def _widened(self, frame: Frame) -> Frame:
+        """A frame that is due stands for the time until the next one that is."""
+        return replace(frame, end_s=frame.start_s + self._thinning / self._sample_fps)
+
+    def _grid_index(self, frame: Frame) -> int:
+        return round(frame.start_s * self._sample_fps)
