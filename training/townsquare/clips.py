@@ -82,14 +82,15 @@ class Batch:
 
 
 MIDDLE = 0.8
-"""Share of scenes shown by frames of their middle half, when everything is on stage; the others by any."""
+"""Share of scenes shown by at least one frame of their middle half, when everything is on stage."""
 
 
 def pick(rng: random.Random, grid: Sequence[T], start: float, length: float, count: int) -> list[T]:
-    """`count` of the grid's places in a scene, in order: few frames that miss half of the things teach nothing."""
-    if rng.random() < MIDDLE:
-        grid = [at for at in grid if 0.25 <= (at - start) / length <= 0.75] or grid
-    return sorted(rng.sample(grid, min(len(grid), count)))
+    """`count` of the grid's places in a scene, in order: frames that all miss a thing teach nothing about it."""
+    middle = [at for at in grid if 0.25 <= (at - start) / length <= 0.75]
+    first = [rng.choice(middle)] if middle and rng.random() < MIDDLE else []
+    rest = [at for at in grid if at not in first]
+    return sorted([*first, *rng.sample(rest, min(len(rest), count - len(first)))])
 
 
 def scene_times(world: World, index: int, count: int, rng: random.Random) -> list[float]:

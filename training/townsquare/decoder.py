@@ -50,7 +50,7 @@ CURRICULUM = (  # accuracy on such clips at which the next ones start, latest sh
     (0.90, 0.62, ClipSpec(scenes=(2, 4), frames=(1, 2), questions=12)),
     (2.00, 1.00, ClipSpec(scenes=(1, 8), frames=(1, 3), questions=14, summary=0.5, drop=0.3)),
 )
-LONG = ClipSpec(scenes=(14, 30), frames=(1, 1), questions=14, drop=0.7, window=8)
+LONG = ClipSpec(scenes=(12, 26), frames=(1, 2), questions=14, drop=0.7, window=8)
 """Many scenes that differ by a minute: mean queries learn to find one of them, answers to be read among few."""
 LONG_ASKS: tuple[dict[str, tuple[str, ...]], ...] = (
     {},
@@ -428,6 +428,8 @@ def train(trainee: Trainee, args: argparse.Namespace, make=make_batch, make_held
         asked = (
             replace(spec, kinds=rng.choice(HARD)) if spec.scenes[1] > 1 and rng.random() < args.hard else spec
         )
+        if stage == len(CURRICULUM) - 1 and rng.random() < 0.4:
+            asked = replace(asked, scenes=(1, 4), frames=(2, 6))
         if stage == len(CURRICULUM) - 1 and rng.random() < args.long:
             asked, size = replace(LONG, **rng.choice(LONG_ASKS)), max(3, size - 1)
         batch = make(rng, asked, size)
