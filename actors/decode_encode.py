@@ -33,6 +33,8 @@ from streamkv.video import VideoInfo
 LINGER_S = 0.05
 """How long a batch that is not full waits for more frames; small beside the seconds that a segment takes."""
 IDLE_S = 0.5
+PROBE_STEP_S = 10.0
+"""To connect, to learn what it is, to see a picture: each may take this long while somebody waits for the answer."""
 
 
 class FrameEncoder(Protocol):
@@ -121,7 +123,7 @@ class DecodeEncode:
 
     def probe(self, uri: str) -> VideoInfo:
         """What the source is, as this process sees it; SourceError when it is no video."""
-        return probe_source(uri, timeout_s=self._source.live_timeout_s)
+        return probe_source(uri, timeout_s=min(self._source.live_timeout_s, PROBE_STEP_S))
 
     def add_stream(self, spec: StreamSpec, sink: SegmentSink) -> None:
         """Starts a session; an earlier one of the same stream ends."""

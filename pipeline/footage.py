@@ -10,8 +10,8 @@ from pipeline.dialogue import Picture
 from pipeline.schemas import Segment, SegmentList
 from streamkv.config import StoreConfig
 from streamkv.errors import SourceError
+from streamkv.sources import sample_archive
 from streamkv.store import SegmentStore, StreamInfo
-from streamkv.video import sample_frames
 
 PICTURES_PER_S = 1000
 """How finely a picture is found: the one on show within this part of a second."""
@@ -51,7 +51,7 @@ class Footage:
         """
         info = self._opened().stream(stream_id)
         _check_stays(info)
-        for frame in sample_frames(info.uri, PICTURES_PER_S, start_s=at_s):
+        for frame in sample_archive(info.uri, PICTURES_PER_S, start_s=at_s):
             buffer = BytesIO()
             Image.fromarray(frame.rgb).save(buffer, "JPEG", quality=QUALITY)
             return Picture(buffer.getvalue(), frame.start_s)
@@ -74,6 +74,5 @@ def _duration_s(info: StreamInfo) -> float:
 
 def _check_stays(info: StreamInfo) -> None:
     """That the source's past can be seen again."""
-    is_url = "://" in info.uri and not info.uri.startswith("file://")
-    if is_url and not _duration_s(info):
+    if info.config.get("is_live", False):
         raise SourceError(f"stream {info.stream_id!r}: a live source, whose pictures are not kept")

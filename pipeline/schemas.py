@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from actors.views import GapView, StreamView
+from actors.views import GapView, LiveView, StreamView
 
 
 def _example(**values: Any) -> ConfigDict:
@@ -32,6 +33,23 @@ class Gap(BaseModel):
     @classmethod
     def of(cls, gap: GapView) -> Gap:
         return cls(start_s=gap.start_s, end_s=gap.end_s, reason=gap.reason)
+
+
+class Live(BaseModel):
+    """How a live source fares, since its session began."""
+
+    sample_fps: Annotated[
+        float, Field(description="in effect; lower while frames come faster than they go in")
+    ]
+    dropped_frames: Annotated[int, Field(description="that found no place even so; their time is a gap")]
+    frame_age_s: Annotated[float | None, Field(description="of the newest frame that went in")]
+    clock: Annotated[str, Field(description="that dates the frames: sender or arrival")]
+    connections: int
+    outage: Annotated[str, Field(description="since when and why the source is away")]
+
+    @classmethod
+    def of(cls, view: LiveView) -> Live:
+        return cls(**asdict(view))
 
 
 class Stream(BaseModel):
@@ -74,6 +92,7 @@ class Stream(BaseModel):
     file_bytes: int
     restarts: int
     gaps: list[Gap]
+    live: Annotated[Live | None, Field(description="null when it is an archive or not being ingested")] = None
 
     @classmethod
     def of(cls, view: StreamView) -> Stream:
@@ -92,6 +111,7 @@ class Stream(BaseModel):
             file_bytes=view.file_bytes,
             restarts=view.restarts,
             gaps=[Gap.of(gap) for gap in view.gaps],
+            live=Live.of(view.live) if view.live is not None else None,
         )
 
 

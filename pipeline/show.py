@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pipeline.client import Client
 
 POLL_S = 0.25
+GAPS_SHOWN = 8
+"""Of one stream, the latest: a camera that comes and goes has hundreds."""
 OPEN_STATES = ("registered", "ingesting")
 NUMBERS = ("segments", "frames", "stored", "gaps")
 
@@ -48,7 +50,7 @@ def print_streams(streams: list[dict[str, Any]]) -> None:
             escape(s["id"]),
             s["state"] + (f" ({s['restarts']} restarts)" if s["restarts"] else ""),
             clock(s["as_of_s"]),
-            clock(s["duration_s"]) if s["duration_s"] else "?",
+            clock(s["duration_s"]) if s["duration_s"] else "live" if s.get("live") else "?",
             str(s["segments"]),
             str(s["source_frames"]),
             size(s["file_bytes"]),
@@ -59,11 +61,29 @@ def print_streams(streams: list[dict[str, Any]]) -> None:
     for s in streams:
         if s["detail"]:
             out.print(f"{escape(s['id'])}: {escape(s['detail'])}", highlight=False)
-        for gap in s["gaps"]:
-            span = f"{clock(gap['start_s'])} to {clock(gap['end_s'])}"
+        if s.get("live"):
+            out.print(f"{escape(s['id'])}: {escape(live_text(s['live']))}", highlight=False)
+        gaps = s["gaps"]
+        if len(gaps) > GAPS_SHOWN:
             out.print(
-                f"{escape(s['id'])}: footage is missing from {span}: {escape(gap['reason'])}", highlight=False
+                f"{escape(s['id'])}: {len(gaps) - GAPS_SHOWN} earlier gaps; --json has them", highlight=False
             )
+        for gap in gaps[-GAPS_SHOWN:]:
+            out.print(f"{escape(s['id'])}: {gap_text(gap)}", highlight=False)
+
+
+def live_text(live: dict[str, Any]) -> str:
+    """`1 frame/s, newest frame 1.4 s old (sender's clock), 12 frames dropped, away since ...`"""
+    parts = [f"{live['sample_fps']:g} frames/s"]
+    if live["frame_age_s"] is not None:
+        parts.append(f"newest frame {live['frame_age_s']:.1f} s old ({live['clock']} clock)")
+    if live["dropped_frames"]:
+        parts.append(f"{live['dropped_frames']} frames dropped")
+    if live["connections"] > 1:
+        parts.append(f"connected {live['connections']} times")
+    if live["outage"]:
+        parts.append(live["outage"])
+    return ", ".join(parts)
 
 
 def print_answer(answer: dict[str, Any]) -> None:

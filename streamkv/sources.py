@@ -1,10 +1,10 @@
 """What a URI stands for: a live source, a video, or a folder of videos. Knows which of them reads it, no more.
 
 Files of a folder follow each other in the order of their names (`cam-9` before `cam-10`), each in a slot as long
-as it says it is, rounded up to the sampling grid, so that a resume finds the same places:
+as it says it is, rounded up to a second, so that a resume finds the same places at any sample rate:
 
-    files    |a.mp4 7.3 s      |b.mp4 4 s |c.mp4 (damaged)  |
-    slots    0                 8          12                19      at one frame in two seconds
+    files    |a.mp4, 7.3 s     |b.mp4, 4 s  |c.mp4, 6.8 s, cut off |
+    slots    0                 8            12              ^ gap  19
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
 from streamkv.errors import SourceError
@@ -44,13 +43,18 @@ def probe_source(uri: str, *, timeout_s: float) -> VideoInfo:
 
 
 def sample_archive(
-    uri: str, sample_fps: float, *, start_s: float = 0.0, on_gap: OnGap, keyframes_only: bool = False
+    uri: str,
+    sample_fps: float,
+    *,
+    start_s: float = 0.0,
+    on_gap: OnGap | None = None,
+    keyframes_only: bool = False,
 ) -> Iterator[Frame]:
     """`sample_frames` of a video, or of a folder's videos as one."""
     folder = as_folder(uri)
     if folder is None:
         return sample_frames(uri, sample_fps, start_s=start_s, on_gap=on_gap, keyframes_only=keyframes_only)
-    return _sample_folder(folder, sample_fps, start_s, on_gap, keyframes_only)
+    return _sample_folder(folder, sample_fps, start_s, on_gap or _ignore, keyframes_only)
 
 
 def as_folder(uri: str) -> Path | None:
@@ -59,6 +63,10 @@ def as_folder(uri: str) -> Path | None:
         return None
     path = Path(uri.removeprefix("file://"))
     return path if path.is_dir() else None
+
+
+def _ignore(start_s: float, end_s: float, reason: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -90,36 +98,43 @@ def _by_name(file: Path) -> list[tuple[int, str]]:
 def _sample_folder(
     folder: Path, sample_fps: float, start_s: float, on_gap: OnGap, keyframes_only: bool
 ) -> Iterator[Frame]:
-    step = 1 / Fraction(sample_fps).limit_denominator(1_000_000)
-    begins = Fraction(0)
+    begins_s = 0.0
     for slot in _slots(folder):
         if slot.info is None:
-            on_gap(float(begins), float(begins), slot.problem)
+            on_gap(begins_s, begins_s, slot.problem)
             continue
-        length = math.ceil(Fraction(slot.info.duration_s) / step) * step
-        if length and begins + length <= Fraction(start_s):
-            begins += length
+        length_s = (
+            math.ceil(slot.info.duration_s) or math.inf
+        )  # inf: it does not say, so all of it is looked at
+        if begins_s + length_s <= start_s:
+            begins_s += length_s
             continue
-        own_start_s = max(0.0, start_s - float(begins)) if length else 0.0
-        end = begins
-        shifted = _Shifted(begins, on_gap)
-        for frame in sample_frames(
-            str(slot.path), sample_fps, start_s=own_start_s, on_gap=shifted, keyframes_only=keyframes_only
-        ):
-            end = begins + Fraction(frame.end_s).limit_denominator(1_000_000)
-            if length and end > begins + length:
+        own_start_s = max(0.0, start_s - begins_s) if length_s < math.inf else 0.0
+        end_s = 0.0
+        frames = sample_frames(
+            str(slot.path),
+            sample_fps,
+            start_s=own_start_s,
+            on_gap=_Shifted(begins_s, length_s, on_gap),
+            keyframes_only=keyframes_only,
+        )
+        for frame in frames:
+            if frame.start_s >= length_s:
                 break  # it is longer than it says
-            if float(end) > start_s:
-                yield replace(frame, start_s=frame.start_s + float(begins), end_s=frame.end_s + float(begins))
-        begins = begins + length if length else end
+            end_s = min(frame.end_s, length_s)
+            if begins_s + end_s > start_s:
+                yield replace(frame, start_s=begins_s + frame.start_s, end_s=begins_s + end_s)
+        begins_s += length_s if length_s < math.inf else end_s
 
 
 class _Shifted:
     """Gaps of one file, in the folder's time."""
 
-    def __init__(self, begins: Fraction, on_gap: OnGap) -> None:
-        self._begins_s = float(begins)
+    def __init__(self, begins_s: float, length_s: float, on_gap: OnGap) -> None:
+        self._begins_s = begins_s
+        self._length_s = length_s
         self._on_gap = on_gap
 
     def __call__(self, start_s: float, end_s: float, reason: str) -> None:
-        self._on_gap(start_s + self._begins_s, end_s + self._begins_s, reason)
+        if start_s < self._length_s:
+            self._on_gap(self._begins_s + start_s, self._begins_s + min(end_s, self._length_s), reason)

@@ -195,12 +195,16 @@ def _watch(config: PipelineConfig, info: StreamInfo, model: VideoLLM, found: Ins
 
 def why_unreadable(uri: str) -> str:
     """Why a source's footage cannot be had again; empty when it can be tried."""
+    from streamkv.live import is_live
+    from streamkv.sources import as_folder
     from streamkv.video import probe, redact_uri
 
+    if is_live(uri):
+        return f"{redact_uri(uri)} is a live source, whose past cannot be read again"
     scheme, found, path = uri.partition("://")
     if not found or scheme == "file":
         file = Path(path if found else uri)
-        return "" if file.is_file() else f"the video {file} is gone"
+        return "" if file.is_file() or as_folder(uri) else f"the video {file} is gone"
     if scheme.lower() not in ARCHIVED_SCHEMES or probe(uri).duration_s == 0:
         return f"{redact_uri(uri)} is a live source, whose past cannot be read again"
     return ""
@@ -208,7 +212,7 @@ def why_unreadable(uri: str) -> str:
 
 def _encode_again(watch: FrameWatch, info: StreamInfo, config: PipelineConfig, as_of_s: float) -> None:
     """With a progress bar, as far as the stream is stored, at the rate that it was sampled."""
-    from streamkv.video import sample_frames
+    from streamkv.sources import sample_archive
 
     def stored(frames: Iterator[Frame]) -> Iterator[Frame]:
         return takewhile(lambda frame: frame.start_s < as_of_s, frames)
@@ -217,5 +221,5 @@ def _encode_again(watch: FrameWatch, info: StreamInfo, config: PipelineConfig, a
     with bars() as progress:
         task = progress.add_task("encoding", total=as_of_s, note=f"{clock(as_of_s)} of video")
         watch.run(
-            stored(sample_frames(info.uri, sample_fps)), lambda at_s: progress.update(task, completed=at_s)
+            stored(sample_archive(info.uri, sample_fps)), lambda at_s: progress.update(task, completed=at_s)
         )
