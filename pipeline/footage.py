@@ -10,6 +10,7 @@ from pipeline.dialogue import Picture
 from pipeline.schemas import Segment, SegmentList
 from streamkv.config import StoreConfig
 from streamkv.errors import SourceError
+from streamkv.live import is_live
 from streamkv.sources import sample_archive
 from streamkv.store import SegmentStore, StreamInfo
 
@@ -74,5 +75,5 @@ def _duration_s(info: StreamInfo) -> float:
 
 def _check_stays(info: StreamInfo) -> None:
     """That the source's past can be seen again."""
-    if info.config.get("is_live", False):
+    if info.config.get("is_live", is_live(info.uri)):
         raise SourceError(f"stream {info.stream_id!r}: a live source, whose pictures are not kept")
