@@ -195,7 +195,9 @@ def plot(summaries: Sequence[SummaryRow], path: Path) -> None:
     names = list(dict.fromkeys(s.preset for s in summaries))
     colours = {name: plt.get_cmap("tab10")(i % 10) for i, name in enumerate(names)}
     for axis, suite in zip(axes[0], suites, strict=True):
-        for s in (s for s in summaries if s.suite == suite and s.accuracy is not None and s.ci95):
+        for s in (s for s in summaries if s.suite == suite):
+            if s.accuracy is None or s.ci95 is None:
+                continue
             low, high = s.ci95
             error = [[max(0.0, s.accuracy - low)], [max(0.0, high - s.accuracy)]]
             axis.errorbar(

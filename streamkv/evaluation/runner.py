@@ -23,6 +23,7 @@ from streamkv.engine import Engine
 from streamkv.evaluation.oracle import holding
 from streamkv.evaluation.scoring import SCORERS
 from streamkv.evaluation.types import EvalQuestion, EvalVideo
+from streamkv.memory import VideoMemory
 from streamkv.models.base import VideoLLM
 from streamkv.segmentation import Segmenter
 from streamkv.store import ModelIdentity, SegmentStore, write_segment
@@ -159,7 +160,7 @@ def run_video(
                     store.commit(places[-1])
                 memory = reader.refresh() if questions else None
                 for question in questions:
-                    shown = memory
+                    shown: VideoMemory | None = memory
                     if variant.oracle and memory is not None and memory.segments:
                         shown = holding(memory, question.moments_s)
                     answer, error = _ask(engine, shown, question, max_new_tokens)
@@ -185,7 +186,7 @@ def _stream(
     yield segmenter.flush(), tuple(waiting)
 
 
-def _ask(engine: Engine, memory: Any, question: EvalQuestion, room: int) -> tuple[Answer | None, str]:
+def _ask(engine: Engine, memory: VideoMemory | None, question: EvalQuestion, room: int) -> tuple[Answer | None, str]:
     if memory is None or not memory.segments:
         return None, "nothing was shown before the question"
     return engine.answer(memory, question.question, max_new_tokens=room), ""

@@ -43,9 +43,13 @@ class EvalVideo:
 class Suite(Protocol):
     """Videos with questions. `videos()` may be walked many times and gives the same each time."""
 
-    name: str
-    max_new_tokens: int
-    """Room for an answer."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Room for an answer."""
+        ...
 
     def videos(self) -> Iterator[EvalVideo]:
         """Every video of the suite, whether its file is there or not."""
