@@ -10,7 +10,7 @@ from streamkv.townsquare import is_correct
 
 LEADING = re.compile(r"[\s\"'`*(\[]*([A-Ha-h])(?=[\s\"'`*]*(?:[.,:;)\]]|$))")
 """A letter at the start that is closed by punctuation or by the end, of either case: `A`, `(a)`, `**B.** ..`."""
-STATED = re.compile(r"\b(?:answer|option|choice)\b(?:\s+is)?[\s:\"'`*(\[]*([A-H])\b", re.IGNORECASE)
+STATED = re.compile(r"\b(?i:answer|option|choice)\b(?:\s+is)?[\s:\"'`*(\[]*([A-H])\b")
 ALONE = re.compile(r"\b([A-H])\b")
 
 

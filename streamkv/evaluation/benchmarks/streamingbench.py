@@ -1,0 +1,103 @@
+"""StreamingBench: `questions_{real,omni,sqa,proactive}.json`, or `*_stream.json` with one record for each video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from streamkv.errors import SuiteError
+from streamkv.evaluation.benchmarks.options import LETTERS, four_lines, streamingbench_prompt
+from streamkv.evaluation.benchmarks.proactive import proactive_questions
+from streamkv.evaluation.benchmarks.records import Record, read_records
+from streamkv.evaluation.benchmarks.suite import AnnotatedSuite, VideoFolder, by_video, make_suite, video_id
+from streamkv.evaluation.types import EvalQuestion, EvalVideo
+
+TASKS = ("real", "omni", "sqa", "proactive")
+DIALOGUE = (
+    "Here are the contextual information related to the video. "
+    "Please answer the questions based on the contextual information: "
+)
+MAX_OPTIONS = 8
+
+
+def load_streamingbench(annotations: Path, videos: Path) -> AnnotatedSuite:
+    """One file, or a folder with any of them; a clip file is preferred to the stream file of the same questions.
+
+    Raises:
+        SuiteError: a file is missing or malformed.
+    """
+    asked: list[tuple[str, EvalQuestion]] = []
+    polled: list[tuple[str, str, tuple[EvalQuestion, ...]]] = []
+    for file in _files(annotations):
+        before: dict[str, str] = {}
+        for record in read_records(file):
+            name = record.text("video_path")
+            for k, question in enumerate(record.records("questions", "question"), 1):
+                called = f"{file.stem}/{record.where.removeprefix('record ')}.{k}"
+                if "ground_truth_time_stamp" in question:
+                    polled.append((name, called, _polls(called, question)))
+                else:
+                    dialogue = before.get(name, "") if "_sqa" in file.stem else ""
+                    asked.append((name, _choice(called, question, dialogue)))
+                    before[name] = (dialogue or DIALOGUE) + _turn(question)
+    files = VideoFolder(videos, [name for name, *_ in [*asked, *polled]])
+    # Polls close segments: each polled question sees the video on its own.
+    alone = [EvalVideo(f"{video_id(name)}#{called}", files.find(name), q) for name, called, q in polled if q]
+    return make_suite("streamingbench", videos, [*by_video(asked, videos), *alone])
+
+
+def _files(annotations: Path) -> Iterator[Path]:
+    if not annotations.is_dir():
+        yield annotations
+        return
+    held = [
+        [annotations / f"questions_{task}{form}.json" for form in ("", "_stream")]
+        for task in TASKS
+        if any((annotations / f"questions_{task}{form}.json").is_file() for form in ("", "_stream"))
+    ]
+    if not held:
+        raise SuiteError(
+            f"streamingbench: {annotations} holds none of questions_{{{','.join(TASKS)}}}[_stream].json; "
+            "see docs/benchmarks.md"
+        )
+    for clips, stream in held:
+        yield clips if clips.is_file() else stream
+
+
+def _lines(question: Record) -> list[str]:
+    lines = four_lines(question.texts("options", MAX_OPTIONS))
+    if len(lines) < 2:
+        raise question.wrong("options", "a list of at least 2 texts that are not blank")
+    return lines
+
+
+def _choice(called: str, question: Record, dialogue: str) -> EvalQuestion:
+    lines = _lines(question)
+    answer = question.text("answer")
+    if answer not in tuple(LETTERS[: len(lines)]):
+        raise question.wrong("answer", f"a letter from A to {LETTERS[len(lines) - 1]}")
+    return EvalQuestion(
+        id=called,
+        kind=question.text("task_type"),
+        question=streamingbench_prompt(question.text("question"), lines, dialogue),
+        answer=answer,
+        scoring="letter",
+        asked_at_s=question.seconds("time_stamp"),
+        extra={"ability": question.maybe_text("required_ability", "")},
+    )
+
+
+def _turn(question: Record) -> str:
+    return (
+        f"At timestamp {question.text('time_stamp')}, the following question and answer occurred: "
+        f"Question: {question.text('question')}; Options: {', '.join(_lines(question))}; "
+        f"Answer: {question.text('answer')}; "
+    )
+
+
+def _polls(called: str, question: Record) -> tuple[EvalQuestion, ...]:
+    asked_s, truth_s = question.seconds("time_stamp"), question.seconds("ground_truth_time_stamp")
+    if truth_s < asked_s:
+        raise question.wrong("ground_truth_time_stamp", f"not before time_stamp, {asked_s:g} s")
+    kind, text = question.text("task_type"), question.text("question")
+    return proactive_questions(called, kind, text, question.text("ground_truth_output"), asked_s, truth_s)
