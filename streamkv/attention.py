@@ -161,10 +161,16 @@ def _system_scores(rope: RotaryFn, q_THd: Tensor, k_SGd: Tensor, *, num_past: in
     return torch.where(is_far_TS, far(), near())
 
 
-def grouped_query(q_THd: Tensor, num_kv_heads: int) -> Tensor:
+def grouped_query(q_THd: Tensor, num_kv_heads: int, similarity: str = "dot") -> Tensor:
     """(G * d,) float32: the mean query over tokens, summed over the heads of each group.
 
-    Its dot product with a key (G * d) equals the sum over heads of the expanded dot products.
+    Its dot product with a key (G * d) equals the sum over heads of the expanded dot products. For `cosine` it is
+    scaled, so that its product with a key of length 1 is the cosine of the expanded vectors (H * d).
     """
     _, H, d = q_THd.shape
-    return q_THd.float().mean(dim=0).view(num_kv_heads, H // num_kv_heads, d).sum(dim=1).flatten()
+    mean_Hd = q_THd.float().mean(dim=0)
+    if similarity == "cosine":  # the expanded key is sqrt(H / G) times as long as the key
+        mean_Hd = (
+            torch.nn.functional.normalize(mean_Hd.flatten(), dim=0).view(H, d) / (H / num_kv_heads) ** 0.5
+        )
+    return mean_Hd.view(num_kv_heads, H // num_kv_heads, d).sum(dim=1).flatten()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from streamkv.budget import allocate, bounds_around, budget_policy, top_in_time_order
@@ -12,9 +13,15 @@ from streamkv.config import CompressConfig
 from streamkv.errors import ConfigError
 
 
-def frame_scores(query: Tensor, mean_keys_bGd: Tensor) -> Tensor:
-    """(b,) float32: a grouped query (G * d,) times mean keys (b, G * d), both before rotation; no scale."""
-    return mean_keys_bGd.float() @ query.float()
+def block_scores(query: Tensor, mean_keys_bGd: Tensor, similarity: str = "dot") -> Tensor:
+    """(b,) float32: a grouped query (G * d,) times mean keys (b, G * d), both before rotation; no scale.
+
+    For `cosine` the keys are brought to length 1; `grouped_query` has done its part.
+    """
+    keys_bGd = mean_keys_bGd.float()
+    if similarity == "cosine":
+        keys_bGd = torch.nn.functional.normalize(keys_bGd, dim=1)
+    return keys_bGd @ query.float()
 
 
 class Compressor(ABC):

@@ -68,9 +68,9 @@ class SegmentConfig:
     """A full open segment merges its most similar neighbours (semantic) or closes (uniform)."""
     theta: float = 0.99
     """Similarity at or below which a segment of at least `min_frames` closes."""
-    similarity: Literal["cosine", "dot", "quartile"] = "cosine"
-    """Of neighbouring frames: cosine (the paper) or dot product (the released code) of their mean tokens, or the
-    lower quartile of the cosines token by token (ours)."""
+    similarity: str = "cosine"
+    """Of neighbouring frames: `cosine` (the paper) or `dot` of their mean tokens, or `quartile`, the lower quartile
+    of the cosines token by token (ours)."""
     max_seconds: float = 60.0
     """A segment closes after this much stream time, so that a still camera's past can be asked; 0: never."""
 
@@ -110,6 +110,9 @@ class CompressConfig:
     summary: bool = True
     """Append the segment's mean frame, prefill it and keep its block in every layer."""
     guidance: str = DEFAULT_GUIDANCE
+    similarity: Literal["dot", "cosine"] = "dot"
+    """Of the guidance prompt and a frame: dot product (the released code) or cosine (the paper) of mean query and mean
+    key, before rotary embedding."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self) -> None:
@@ -129,6 +132,8 @@ class RetrieveConfig:
     """Segments taken from each layer's index, whose blocks are then scored; 0 scores every block (exact)."""
     agree_segments: int = 3
     """Policy `agree`: segments that all layers together choose, and then read nothing else."""
+    similarity: Literal["dot", "cosine"] = "dot"
+    """Of the question and a block; as `compress.similarity`. The index finds candidates by dot product."""
     budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(tau=0.5))
 
     def __post_init__(self) -> None:

@@ -248,7 +248,8 @@ class _PromptRun:
 
     def _search_layer(self, layer: int, q_THd: Tensor) -> BlockChoice:
         retriever, num_kv_heads = self._engine.retriever, self._engine.model.geometry.num_kv_heads
-        query = grouped_query(q_THd[self._prompt.question], num_kv_heads)
+        similarity = retriever.method.retrieve.similarity
+        query = grouped_query(q_THd[self._prompt.question], num_kv_heads, similarity)
         self._candidates.append(retriever.look(self._memory, layer, query))
         return retriever.choose(self._candidates[-1])
 

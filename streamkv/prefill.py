@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from streamkv.attention import KV, attend, attend_stream, grouped_query
-from streamkv.compression import frame_scores, make_compressor
+from streamkv.compression import block_scores, make_compressor
 from streamkv.config import MethodConfig
 from streamkv.memory import VideoMemory, last_blocks
 from streamkv.models.base import VideoLLM
@@ -118,8 +118,11 @@ def prefill_segment(
     compressor = make_compressor(method.compress)
     scores: list[Tensor] = []
     if compressor.needs_scores:
-        queries = guidance_queries(model, draft, method.compress.guidance)
-        scores = [frame_scores(q, keys[:num_frames]) for q, keys in zip(queries, mean_keys, strict=True)]
+        similarity = method.compress.similarity
+        queries = guidance_queries(model, draft, method.compress.guidance, similarity)
+        scores = [
+            block_scores(q, keys[:num_frames], similarity) for q, keys in zip(queries, mean_keys, strict=True)
+        ]
     kept = compressor.keep(model.num_layers, num_frames, scores)
 
     window.adopt(draft)
@@ -143,13 +146,15 @@ def prefill_segment(
     )
 
 
-def guidance_queries(model: VideoLLM, window: StreamWindow, text: str) -> list[Tensor]:
+def guidance_queries(
+    model: VideoLLM, window: StreamWindow, text: str, similarity: str = "dot"
+) -> list[Tensor]:
     """(G * d,) a layer: the prompt's grouped query; it sees what a next frame would, and leaves nothing."""
     queries = []
     hidden_TD = model.guidance_embeds(text)
     for layer in range(model.num_layers):
         q, k, v = model.qkv(layer, hidden_TD)
-        queries.append(grouped_query(q, model.geometry.num_kv_heads))
+        queries.append(grouped_query(q, model.geometry.num_kv_heads, similarity))
         if layer + 1 < model.num_layers:  # the last layer's output is not read
             hidden_TD = _finish_stream_layer(model, window, layer, hidden_TD, q, KV(k, v))
     return queries

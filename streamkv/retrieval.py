@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from streamkv.budget import allocate, bounds_around, budget_policy, top_in_time_order
+from streamkv.compression import block_scores
 from streamkv.config import MethodConfig
 from streamkv.errors import ConfigError
 from streamkv.memory import BlockTable, VideoMemory, last_blocks
@@ -69,7 +70,10 @@ class Retriever(ABC):
 
     @abstractmethod
     def look(self, memory: VideoMemory, layer: int, query: Tensor) -> Candidates:
-        """What the layer can choose from; query: the grouped mean query (G * d,) before rotary embedding."""
+        """What the layer can choose from.
+
+        query: the grouped mean query (G * d,) before rotary embedding, made for `retrieve.similarity`.
+        """
 
     def choose(self, candidates: Candidates, count: int | None = None) -> BlockChoice:
         """`count` of them, or as many as the policy takes by itself: all, unless it says otherwise."""
@@ -97,7 +101,9 @@ class TopK(Retriever):
     def look(self, memory: VideoMemory, layer: int, query: Tensor) -> Candidates:
         query = query.float().cpu()
         table = self._table(memory, layer, query)
-        return Candidates(table.segment_nos, table.slots, table.mean_keys @ query)
+        return Candidates(
+            table.segment_nos, table.slots, block_scores(query, table.mean_keys, self.config.similarity)
+        )
 
     def _table(self, memory: VideoMemory, layer: int, query: Tensor) -> BlockTable:
         """Blocks of the candidate segments and of those that hold the latest blocks; of all if exact."""

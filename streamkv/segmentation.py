@@ -18,13 +18,13 @@ Similarity = Callable[[Tensor, Tensor], float]
 
 
 def cosine(a_ND: Tensor, b_ND: Tensor) -> float:
-    """Of the mean tokens, as in the paper. One thing that moves may change it as much as another place does."""
+    """Of the mean tokens, as published. One thing that moves may change it as much as another place does."""
     a_D, b_D = a_ND.float().mean(dim=0), b_ND.float().mean(dim=0)
     return float(torch.nn.functional.cosine_similarity(a_D, b_D, dim=0))
 
 
 def dot(a_ND: Tensor, b_ND: Tensor) -> float:
-    """Of the mean tokens, as in the released code."""
+    """Of the mean tokens; it sees their lengths too."""
     return float(torch.dot(a_ND.float().mean(dim=0), b_ND.float().mean(dim=0)))
 
 

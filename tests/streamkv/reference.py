@@ -87,6 +87,17 @@ def attend_stream_slowly(
     return out
 
 
+def expanded_scores(q_THd: Tensor, keys_bNGd: Tensor, similarity: str) -> Tensor:
+    """(b,): mean query and mean keys as vectors of all H heads, keys repeated; one block at a time."""
+    heads_per_group, query = q_THd.shape[1] // keys_bNGd.shape[2], q_THd.mean(dim=0).flatten()
+    scores = []
+    for keys_NGd in keys_bNGd:
+        key = torch.cat([head for head in keys_NGd.mean(dim=0) for _ in range(heads_per_group)])
+        lengths = float(query.norm() * key.norm()) if similarity == "cosine" else 1.0
+        scores.append(float(query @ key) / lengths)
+    return torch.tensor(scores)
+
+
 def count_at_mass(mass: Sequence[Fraction], p: Fraction) -> int:
     """The least k whose k first shares hold p."""
     held = Fraction(0)

@@ -6,21 +6,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import expanded_scores
 
 from streamkv.attention import grouped_query
-from streamkv.compression import COMPRESSORS, frame_scores, make_compressor
+from streamkv.compression import COMPRESSORS, block_scores, make_compressor
 from streamkv.config import BudgetConfig, CompressConfig
 from streamkv.errors import ConfigError
 
-T, N, H, G, d, L = 4, 3, 6, 2, 8, 5
+T, N, d, L = 4, 3, 8, 5
 
 
-def test_frame_score_equals_the_expanded_dot_product() -> None:
-    """(mean query over tokens) . (mean key over tokens), summed over all H heads with keys expanded."""
-    q, keys = torch.randn(T, H, d), torch.randn(7, N, G, d)
-    expanded = torch.einsum("hd,nhd->n", q.mean(0), keys.mean(1).repeat_interleave(H // G, dim=1))
-    scores = frame_scores(grouped_query(q, G), keys.mean(1).flatten(1))
-    torch.testing.assert_close(scores, expanded)
+@given(st.integers(0, 1000), st.sampled_from([(6, 2), (6, 6), (4, 1)]), st.sampled_from(["dot", "cosine"]))
+def test_grouped_scores_equal_expanded_scores(seed: int, heads: tuple[int, int], similarity: str) -> None:
+    """Mean query (H * d) against the mean key repeated for every head of its group, frame by frame."""
+    (H, G), generator = heads, torch.Generator().manual_seed(seed)
+    q, keys = torch.randn(T, H, d, generator=generator), torch.randn(7, N, G, d, generator=generator)
+    scores = block_scores(grouped_query(q, G, similarity), keys.mean(1).flatten(1), similarity)
+    torch.testing.assert_close(scores, expanded_scores(q, keys, similarity), atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
