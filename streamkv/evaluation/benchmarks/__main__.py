@@ -1,6 +1,6 @@
 """`python -m streamkv.evaluation.benchmarks ANSWERS.parquet`: what the table of `streamkv eval` cannot hold.
 
-Prints OVO-Bench's three groups and the proactive scores; writes judge.jsonl and submission-VARIANT.csv beside the answers.
+Prints OVO-Bench's three groups and the proactive scores; writes judge.jsonl and submission-VARIANT.csv beside it.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from streamkv.evaluation.scoring import chosen_letter
 def write_for_judge(rows: Iterable[AnswerRow], path: Path) -> int:
     """Each open answer as a JSON line, and how many there are.
 
-    `question`, `answer` and `pred_answer` are what ReKV's judge reads; the rest says which answer it was. One that could
-    not be given has an empty `pred_answer` and the reason in `error`, so that it counts as wrong.
+    `question`, `answer` and `pred_answer` are what ReKV's judge reads; the rest says which answer it was. One that
+    could not be given has an empty `pred_answer` and the reason in `error`, so that it counts as wrong.
     """
     lines = [
         json.dumps(

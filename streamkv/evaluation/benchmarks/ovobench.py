@@ -6,13 +6,14 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from streamkv.evaluation.benchmarks.options import LETTERS, ovobench_prompt
 from streamkv.evaluation.benchmarks.records import Record, read_records
 from streamkv.evaluation.benchmarks.suite import AnnotatedSuite, by_video, make_suite
 from streamkv.evaluation.runner import AnswerRow
-from streamkv.evaluation.types import EvalQuestion
+from streamkv.evaluation.types import EvalQuestion, EvalVideo
 
 GROUPS = {
     "backward": ("EPM", "ASI", "HLD"),
@@ -62,8 +63,12 @@ def load_ovobench(annotations: Path, videos: Path) -> AnnotatedSuite:
     Raises:
         SuiteError: the file is missing or malformed.
     """
+    return make_suite("ovobench", videos, partial(_read, annotations, videos))
+
+
+def _read(annotations: Path, videos: Path) -> list[EvalVideo]:
     asked = [(record.text("video"), q) for record in read_records(annotations) for q in _questions(record)]
-    return make_suite("ovobench", videos, by_video(asked, videos))
+    return by_video(asked, videos)
 
 
 def ovobench_scores(rows: Iterable[AnswerRow]) -> dict[str, OvoScore]:

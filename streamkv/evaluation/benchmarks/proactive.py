@@ -100,6 +100,6 @@ def _prompt(text: str) -> str:
     return (
         "You are an advanced image question-answering AI assistant. You have been provided with images and a question "
         "related to the images. Your task is to carefully analyze the images and provide the answer to the question. "
-        "You need to carefully confirm whether the images content meet the conditions of the question, and then output the "
-        f"correct content.\n\nQuestion: {text}\n\nThe answer is:\n"
+        "You need to carefully confirm whether the images content meet the conditions of the question, and then output "
+        f"the correct content.\n\nQuestion: {text}\n\nThe answer is:\n"
     )

@@ -6,12 +6,13 @@ MLVU, EgoSchema, QAEgo4D, ActivityNet-QA, RVS and StreamKV's conversion of Strea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from streamkv.evaluation.benchmarks.options import LETTERS, rekv_prompt, without_labels
 from streamkv.evaluation.benchmarks.proactive import proactive_questions
 from streamkv.evaluation.benchmarks.records import Record, read_records, to_seconds
-from streamkv.evaluation.benchmarks.suite import AnnotatedSuite, VideoFolder, by_video, make_suite, video_id
+from streamkv.evaluation.benchmarks.suite import AnnotatedSuite, by_video, each_alone, make_suite
 from streamkv.evaluation.types import EvalQuestion, EvalVideo
 
 OPEN, CHOICE = "open", "choice"
@@ -30,23 +31,24 @@ def rekv_loader(
 
     def load(annotations: Path, videos: Path) -> AnnotatedSuite:
         """SuiteError: the file is missing or malformed."""
-        asked: list[tuple[str, EvalQuestion]] = []
-        polled: list[tuple[str, str, tuple[EvalQuestion, ...]]] = []
-        for record in read_records(annotations):
-            path = record.text("video_path")
-            for called, conversation in _conversations(record):
-                if "ground_truth_time" in conversation:
-                    polled.append((path, called, _polls(called, conversation)))
-                else:
-                    q = _question(called, record, conversation, null_answers=null_answers, timed=timed)
-                    asked.append((path, q))
-        files = VideoFolder(videos, [path for path, *_ in [*asked, *polled]])
-        alone = [
-            EvalVideo(f"{video_id(path)}#{called}", files.find(path), q) for path, called, q in polled if q
-        ]
-        return make_suite(name, videos, [*by_video(asked, videos), *alone])
+        read = partial(_read, annotations, videos, null_answers=null_answers, timed=timed)
+        return make_suite(name, videos, read)
 
     return load
+
+
+def _read(annotations: Path, videos: Path, *, null_answers: bool, timed: bool) -> list[EvalVideo]:
+    asked: list[tuple[str, EvalQuestion]] = []
+    polled: list[tuple[str, str, tuple[EvalQuestion, ...]]] = []
+    for record in read_records(annotations):
+        path = record.text("video_path")
+        for called, conversation in _conversations(record):
+            if "ground_truth_time" in conversation:
+                polled.append((path, called, _polls(called, conversation)))
+            else:
+                q = _question(called, record, conversation, null_answers=null_answers, timed=timed)
+                asked.append((path, q))
+    return [*by_video(asked, videos), *each_alone(polled, videos)]
 
 
 def _conversations(record: Record) -> Iterator[tuple[str, Record]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from streamkv.errors import SuiteError
 from streamkv.evaluation.benchmarks.options import LETTERS, four_lines, streamingbench_prompt
 from streamkv.evaluation.benchmarks.proactive import proactive_questions
 from streamkv.evaluation.benchmarks.records import Record, read_records
-from streamkv.evaluation.benchmarks.suite import AnnotatedSuite, VideoFolder, by_video, make_suite, video_id
+from streamkv.evaluation.benchmarks.suite import AnnotatedSuite, by_video, each_alone, make_suite
 from streamkv.evaluation.types import EvalQuestion, EvalVideo
 
 TASKS = ("real", "omni", "sqa", "proactive")
@@ -26,6 +27,10 @@ def load_streamingbench(annotations: Path, videos: Path) -> AnnotatedSuite:
     Raises:
         SuiteError: a file is missing or malformed.
     """
+    return make_suite("streamingbench", videos, partial(_read, annotations, videos))
+
+
+def _read(annotations: Path, videos: Path) -> list[EvalVideo]:
     asked: list[tuple[str, EvalQuestion]] = []
     polled: list[tuple[str, str, tuple[EvalQuestion, ...]]] = []
     for file in _files(annotations):
@@ -40,10 +45,7 @@ def load_streamingbench(annotations: Path, videos: Path) -> AnnotatedSuite:
                     dialogue = before.get(name, "") if "_sqa" in file.stem else ""
                     asked.append((name, _choice(called, question, dialogue)))
                     before[name] = (dialogue or DIALOGUE) + _turn(question)
-    files = VideoFolder(videos, [name for name, *_ in [*asked, *polled]])
-    # Polls close segments: each polled question sees the video on its own.
-    alone = [EvalVideo(f"{video_id(name)}#{called}", files.find(name), q) for name, called, q in polled if q]
-    return make_suite("streamingbench", videos, [*by_video(asked, videos), *alone])
+    return [*by_video(asked, videos), *each_alone(polled, videos)]
 
 
 def _files(annotations: Path) -> Iterator[Path]:

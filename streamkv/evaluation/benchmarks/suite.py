@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,15 +16,16 @@ LETTER_TOKENS, SHORT_TOKENS, OPEN_TOKENS = 16, 64, 256
 
 @dataclass(frozen=True)
 class AnnotatedSuite:
-    """The videos of an annotation file, in its order."""
+    """The videos of an annotation file, in its order. Travels without them: whoever gets it reads the file again."""
 
     name: str
     max_new_tokens: int
     folder: Path
-    all_videos: tuple[EvalVideo, ...]
+    read: Callable[[], Sequence[EvalVideo]]
+    held: Sequence[EvalVideo] | None = None
 
     def videos(self) -> Iterator[EvalVideo]:
-        return iter(self.all_videos)
+        return iter(self.read() if self.held is None else self.held)
 
     def prepare(self, video: EvalVideo) -> Path:
         if not video.path.is_file():
@@ -34,14 +35,17 @@ class AnnotatedSuite:
             )
         return video.path
 
+    def __reduce__(self) -> tuple[type[AnnotatedSuite], tuple[object, ...]]:
+        return AnnotatedSuite, (self.name, self.max_new_tokens, self.folder, self.read)
 
-def make_suite(name: str, folder: Path, videos: Iterable[EvalVideo]) -> AnnotatedSuite:
-    """With room for the longest kind of answer among the questions."""
-    held = tuple(videos)
+
+def make_suite(name: str, folder: Path, read: Callable[[], Sequence[EvalVideo]]) -> AnnotatedSuite:
+    """Reads at once, so that a malformed file is seen; with room for the longest kind of answer that is asked for."""
+    held = read()
     rules = {question.scoring for video in held for question in video.questions}
     polled = any("poll_of" in question.extra for video in held for question in video.questions)
     room = OPEN_TOKENS if "judge" in rules else SHORT_TOKENS if polled else LETTER_TOKENS
-    return AnnotatedSuite(name, room, folder, held)
+    return AnnotatedSuite(name, room, folder, read, held)
 
 
 class VideoFolder:
@@ -89,3 +93,10 @@ def by_video(asked: Iterable[tuple[str, EvalQuestion]], folder: Path) -> list[Ev
         EvalVideo(video_id(name), files.find(name), tuple(sorted(questions, key=lambda q: q.asked_at_s)))
         for name, questions in groups.items()
     ]
+
+
+def each_alone(polled: Iterable[tuple[str, str, tuple[EvalQuestion, ...]]], folder: Path) -> list[EvalVideo]:
+    """Annotated path, name and polls of each question to a video of its own: what is polled often closes segments."""
+    held = [(name, called, polls) for name, called, polls in polled if polls]
+    files = VideoFolder(folder, [name for name, _, _ in held])
+    return [EvalVideo(f"{video_id(name)}#{called}", files.find(name), polls) for name, called, polls in held]
