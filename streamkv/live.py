@@ -161,7 +161,7 @@ class Connection:
             self.stream = pick_video(self._container, redact_uri(uri), threads)
             for other in self._container.streams:
                 if other is not self.stream:
-                    other.discard = "all"  # else sound alone would pass for a sign of life
+                    other.discard = av.stream.Discard.all  # else sound alone would pass for a sign of life
         except BaseException:
             self._container.close()
             raise
@@ -205,7 +205,7 @@ class Connection:
     def _look_at(self, packet: Any) -> bool:
         """Of every packet before it is decoded: whether it is news."""
         if time.monotonic() - self._alive > self._timeout_s:
-            raise AwayError(f"no picture for {self._timeout_s:.0f} s, though it sends")
+            raise AwayError(f"no picture for {self._timeout_s:g} s")
         if packet.has_sidedata("prft") and packet.pts is not None:
             wall_us = struct.unpack_from("q", bytes(packet.get_sidedata("prft")))[0]
             self._sender = Fraction(wall_us, 1_000_000) - packet.pts * packet.time_base
