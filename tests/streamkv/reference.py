@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -98,9 +100,12 @@ def expanded_scores(q_THd: Tensor, keys_bNGd: Tensor, similarity: str) -> Tensor
     return torch.tensor(scores)
 
 
-def count_at_mass(mass: Sequence[Fraction], p: Fraction) -> int:
+Number = TypeVar("Number", Fraction, float)
+
+
+def count_at_mass(mass: Sequence[Number], p: Number) -> int:
     """The least k whose k first shares hold p."""
-    held = Fraction(0)
+    held = p - p
     for k, share in enumerate(mass, start=1):
         held += share
         if held >= p:
@@ -118,17 +123,63 @@ def counts_by_search(masses: Sequence[Sequence[Fraction]], total: int) -> list[i
     return None
 
 
-def closed_segments(features: Sequence[Tensor], min_frames: int, theta: float) -> list[list[int]]:
-    """Frame numbers of each semantic segment, the last one open; without merging."""
+def targets_by_bisection(
+    scores: Sequence[Sequence[float]], total: int, lo: float, hi: float | None, *, zscore: bool
+) -> list[float] | None:
+    """Section 6 step by step: softmax, one mass by bisection, counts rescaled to lo and hi; None: no such mass."""
+    masses = []
+    for layer in scores:
+        mean = math.fsum(layer) / len(layer)
+        squares = math.fsum((s - mean) ** 2 for s in layer)
+        deviation = (squares / (len(layer) - 1)) ** 0.5 if zscore and squares else 1.0
+        raised = sorted((math.exp((s - mean) / deviation) for s in layer), reverse=True)
+        masses.append([x / math.fsum(raised) for x in raised])
+    low, high = 0.0, 1.0
+    for _ in range(100):
+        p = (low + high) / 2
+        counts = [count_at_mass(mass, p) for mass in masses]
+        if sum(counts) == total:
+            break
+        low, high = (p, high) if sum(counts) < total else (low, p)
+    else:
+        return None
+    if hi is None:
+        return [float(c) for c in counts]
+    mean = total / len(counts)
+    widest = [((lo if c < mean else hi) - mean) / (c - mean) for c in counts if c != mean]
+    return [mean + min(widest, default=0.0) * (c - mean) for c in counts]
+
+
+def closed_segments(
+    features: Sequence[Tensor], min_frames: int, theta: float, max_seconds: float = 0.0, step_s: float = 2.0
+) -> list[list[int]]:
+    """Frame numbers of each semantic segment, the last one open; without merging. Frames last `step_s`."""
     means = [f.mean(dim=0) for f in features]
     runs: list[list[int]] = [[0]]
     for t in range(1, len(features)):
         similar = torch.cosine_similarity(means[t], means[t - 1], dim=0) > theta
-        if len(runs[-1]) < min_frames or similar:
+        has_time = not max_seconds or step_s * (t + 1 - runs[-1][0]) <= max_seconds
+        if has_time and (len(runs[-1]) < min_frames or similar):
             runs[-1].append(t)
         else:
             runs.append([t])
     return runs
+
+
+def merged_frames(features: Sequence[Tensor], max_frames: int) -> list[tuple[Tensor, list[int]]]:
+    """One segment's frames and what each is made of: whenever there are too many, all pairs are looked at."""
+    frames: list[tuple[Tensor, list[int]]] = []
+    for t, new in enumerate(features):
+        frames.append((new, [t]))
+        if len(frames) > max_frames:
+            pairs = [
+                float(torch.cosine_similarity(a.mean(dim=0), b.mean(dim=0), dim=0))
+                for (a, _), (b, _) in pairwise(frames)
+            ]
+            i = pairs.index(max(pairs))
+            (a, of_a), (b, of_b) = frames[i : i + 2]
+            frames[i : i + 2] = [((a + b) / 2, of_a + of_b)]
+    return frames
 
 
 @torch.inference_mode()

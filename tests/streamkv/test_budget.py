@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import counts_by_search
+from reference import counts_by_search, targets_by_bisection
 from torch import Tensor
 
 from streamkv.budget import (
@@ -77,6 +77,62 @@ def test_counts_are_those_at_one_mass(layers: list[list[Fraction]], data: st.Dat
     expected = counts_by_search(layers, total)
     if expected is not None:
         assert counts == expected
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 6),
+    st.integers(3, 12),  # z-scores of two items are always the same: a tie
+    st.booleans(),
+    st.sampled_from([None, 0.0, 0.3, 0.5, 1.0]),
+    st.data(),
+)
+def test_counts_are_those_of_the_steps_one_by_one(
+    seed: int, num_layers: int, n: int, zscore: bool, tau: float | None, data: st.DataObject
+) -> None:
+    """Z-score, softmax, bisection, rescaling: a count is its target, rounded to one of its neighbours."""
+    scores = 3 * torch.randn(num_layers, n, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    total = data.draw(st.integers(num_layers, num_layers * n))
+    bounds = bounds_around(total / num_layers, tau, at_most=n)
+    targets = targets_by_bisection(scores.tolist(), total, bounds.lo, bounds.hi, zscore=zscore)
+    counts = allocate(list(scores), total, bounds, BudgetConfig(zscore=zscore, tau=tau))
+    assert targets is not None
+    assert sum(counts) == total
+    assert all(abs(c - t) < 1 - 1e-9 for c, t in zip(counts, targets, strict=True))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.integers(3, 12), min_size=1, max_size=6),
+    st.sampled_from([ADAPTIVE, PAPER]),
+)
+def test_more_in_all_is_never_less_for_one(seed: int, lengths: list[int], budget: BudgetConfig) -> None:
+    """Up to all that there is; one by one, from one item a layer. Without ties: shares of those are rounded."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = [torch.randn(n, generator=generator) for n in lengths]
+    before = allocate(scores, 0, FREE, budget)
+    for total in range(len(scores), sum(map(len, scores)) + 2):
+        after = allocate(scores, total, FREE, budget)
+        assert all(a >= b for a, b in zip(after, before, strict=True))
+        before = after
+    assert before == [len(s) for s in scores]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 5), st.floats(0.01, 3.0), st.data())
+def test_a_layer_that_grows_surer_gets_no_more(
+    seed: int, num_layers: int, rise: float, data: st.DataObject
+) -> None:
+    """Monotone in the scores: its best score rises, so fewer items hold the same mass, and others get the rest."""
+    scores = list(torch.randn(num_layers, 8, generator=torch.Generator().manual_seed(seed)))
+    total = data.draw(st.integers(num_layers, 8 * num_layers))
+    surer = [scores[0].clone(), *scores[1:]]
+    surer[0][surer[0].argmax()] += rise
+    before, after = allocate(scores, total, FREE, PAPER), allocate(surer, total, FREE, PAPER)
+    assert after[0] <= before[0]
+    assert all(a >= b for a, b in zip(after[1:], before[1:], strict=True))
 
 
 def test_worked_example() -> None:
@@ -205,6 +261,7 @@ def test_keeps_highest_scores_in_time_order_and_the_earlier_of_equals() -> None:
     assert top_in_time_order(torch.tensor([1.0]), 0) == []
 
 
+@settings(deadline=None)
 @given(st.lists(score, min_size=1, max_size=9), st.data())
 def test_raising_a_kept_score_keeps_it(values: list[float], data: st.DataObject) -> None:
     count, raised = data.draw(st.integers(1, len(values))), data.draw(st.integers(0, len(values) - 1))

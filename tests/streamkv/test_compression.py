@@ -16,6 +16,7 @@ from streamkv.errors import ConfigError
 T, N, d, L = 4, 3, 8, 5
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([(6, 2), (6, 6), (4, 1)]), st.sampled_from(["dot", "cosine"]))
 def test_grouped_scores_equal_expanded_scores(seed: int, heads: tuple[int, int], similarity: str) -> None:
     """Mean query (H * d) against the mean key repeated for every head of its group, frame by frame."""

@@ -72,6 +72,28 @@ def test_full_preset_equals_transformers_generate(seed: int, max_frames: int, tm
     assert answer.blocks_per_layer == (7, 7, 7)
 
 
+EVERYTHING = (  # compression and retrieval that leave nothing out
+    "method.compress.keep_ratio=1",
+    "method.compress.summary=false",
+    "method.retrieve.blocks_per_layer=1000",
+)
+
+
+@pytest.mark.parametrize("name", ["streamkv", "streamkv-paper", "streamkv-code"])
+@pytest.mark.parametrize(("num_frames", "max_seconds"), [(1, 0), (9, 0), (9, 4)])
+def test_with_budget_for_everything_the_method_equals_full(
+    name: str, num_frames: int, max_seconds: int, tiny_model: VideoLLM
+) -> None:
+    """However the stream is cut into segments, and by whatever path its blocks are found."""
+    ours = Engine(tiny_model, preset(name, *EVERYTHING, f"method.segment.max_seconds={max_seconds}"))
+    full, frames = Engine(tiny_model, preset("full")), random_frames(num_frames)
+    memory = ingest(ours, frames)
+    assert len(memory.segments) >= (4 if max_seconds else 1)
+    got, expected = ours.read(memory, QUESTION), full.read(ingest(full, frames), QUESTION)
+    torch.testing.assert_close(got.logits, expected.logits, atol=1e-4, rtol=0)
+    assert [layer.choice.num_blocks for layer in got.layers] == [num_frames] * 3
+
+
 def test_answer_stops_at_the_end_token(tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(tiny_model, preset("full"))
     memory = ingest(engine, random_frames(3))

@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reference import whole_forward_kv
 from tiny import FRAME_TOKENS, segment_of
 
@@ -87,6 +89,20 @@ def test_any_chunking_gives_the_same(chunk_tokens: int, n_local: int, tiny_model
     for ours, theirs in zip(chunked, whole, strict=True):
         assert [b.frame_ids for b in ours.layers] == [b.frame_ids for b in theirs.layers]
         torch.testing.assert_close(ours.summary_vectors, theirs.summary_vectors, atol=2e-5, rtol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    st.integers(1, 40),
+    st.sampled_from([0, 1, 13, 30, 1000]),
+)
+def test_any_cut_and_any_chunking_equal_one_pass(
+    tiny_model: VideoLLM, counts: list[int], chunk_tokens: int, n_local: int
+) -> None:
+    _, pieces = run(tiny_model, method_of(n_local), segments_of(counts), chunk_tokens=chunk_tokens)
+    _, whole = run(tiny_model, method_of(n_local), segments_of([sum(counts)]), chunk_tokens=10_000)
+    assert_same_stream(pieces, whole)
 
 
 def test_window_forgets_what_slid_out(one_layer_model: VideoLLM) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import closed_segments
+from reference import closed_segments, merged_frames
 from torch import Tensor
 
 from streamkv.config import SegmentConfig
@@ -68,6 +68,29 @@ def test_segments_equal_the_rule_applied_to_the_whole_list(degrees: list[float],
     assert [s.start_s for s in segments] == [STEP_S * run[0] for run in expected]
     assert [s.end_s for s in segments] == [STEP_S * (run[-1] + 1) for run in expected]
     assert [s.resume_s for s in segments] == [s.end_s for s in segments]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 2.0, 5.0, 9.0, 30.0, 60.0]), min_size=1, max_size=30),
+    st.integers(1, 3),
+    st.integers(3, 5),
+    st.sampled_from([0.0, 2.0, 7.0, 12.0, 100.0]),
+)
+def test_frame_by_frame_equals_the_whole_list_at_once(
+    degrees: list[float], min_frames: int, max_frames: int, max_seconds: float
+) -> None:
+    """Cut, bounded in time, then merged: content, what it was made of, and times."""
+    frames = [frame_at(d + 0.01 * t) for t, d in enumerate(degrees)]  # no two pairs are alike
+    config = semantic(min_frames=min_frames, max_frames=max_frames, max_seconds=max_seconds, theta=0.9)
+    segments = run(Segmenter(config), frames)
+    expected = closed_segments(frames, min_frames, config.theta, max_seconds, STEP_S)
+    assert [s.num_source_frames for s in segments] == [len(numbers) for numbers in expected]
+    for segment, numbers in zip(segments, expected, strict=True):
+        merged = merged_frames([frames[t] for t in numbers], max_frames)
+        torch.testing.assert_close(segment.features_nND, torch.stack([f for f, _ in merged]))
+        made_of = [[numbers[i] for i in of] for _, of in merged]
+        assert segment.spans_s == tuple((STEP_S * of[0], STEP_S * (of[-1] + 1)) for of in made_of)
 
 
 def test_full_segment_merges_its_most_similar_neighbours() -> None:
