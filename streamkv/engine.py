@@ -214,6 +214,7 @@ class _PromptRun:
     ) -> None:
         self._engine, self._memory, self._prompt = engine, memory, prompt
         self._room, self._watch = room, watch
+        self._queries: list[Tensor] = []  # (G * d,) of each layer
         self._candidates: list[Candidates] = []
         self._layers: list[LayerReading] = []
         self._hidden_TD = prompt.embeds_TD
@@ -228,7 +229,10 @@ class _PromptRun:
     def adapt(self) -> None:
         """Again from the first layer whose count, and so whose choice, the scores of all layers change."""
         retriever = self._engine.retriever
-        candidates = retriever.agree(self._candidates)
+        agreed, candidates = retriever.agree(self._candidates), self._candidates
+        if agreed is not None:
+            looks = enumerate(self._queries)
+            candidates = [retriever.look(self._memory, layer, query, agreed) for layer, query in looks]
         counts = retriever.allocate(candidates)
         choices = [retriever.choose(c, n) for c, n in zip(candidates, counts, strict=True)]
         self._watch.lap("search")
@@ -250,6 +254,7 @@ class _PromptRun:
         retriever, num_kv_heads = self._engine.retriever, self._engine.model.geometry.num_kv_heads
         similarity = retriever.method.retrieve.similarity
         query = grouped_query(q_THd[self._prompt.question], num_kv_heads, similarity)
+        self._queries.append(query)
         self._candidates.append(retriever.look(self._memory, layer, query))
         return retriever.choose(self._candidates[-1])
 
@@ -265,7 +270,11 @@ class _PromptRun:
         num_before = cache.num_tokens
         attended, weights_HS = self._engine.attend_next(cache, q, k, v)
         start = self._engine.system[layer].num_tokens
-        mass_b = weights_HS.mean(dim=0)[start:num_before].view(choice.num_blocks, -1).sum(dim=1)
+        mass_b = (
+            weights_HS.mean(dim=0)[start:num_before]
+            .view(choice.num_blocks, model.geometry.frame_tokens)
+            .sum(dim=1)
+        )
         self._layers.append(LayerReading(hidden_TD, cache, choice, mass_b))
         self._hidden_TD = model.finish_layer(layer, hidden_TD, attended)
         self._watch.lap(phase)

@@ -33,11 +33,6 @@ class Candidates:
     def num_blocks(self) -> int:
         return len(self.slots)
 
-    def of(self, segment_nos: Sequence[int] | np.ndarray) -> Candidates:
-        """Those of the named segments."""
-        inside = np.isin(self.segment_nos, segment_nos)
-        return Candidates(self.segment_nos[inside], self.slots[inside], self.scores[torch.from_numpy(inside)])
-
     def take(self, rows: Sequence[int]) -> BlockChoice:
         index = np.array(rows, np.int64)
         return BlockChoice(self.segment_nos[index], self.slots[index])
@@ -69,19 +64,22 @@ class Retriever(ABC):
         self.geometry = geometry
 
     @abstractmethod
-    def look(self, memory: VideoMemory, layer: int, query: Tensor) -> Candidates:
+    def look(
+        self, memory: VideoMemory, layer: int, query: Tensor, among: np.ndarray | None = None
+    ) -> Candidates:
         """What the layer can choose from.
 
         query: the grouped mean query (G * d,) before rotary embedding, made for `retrieve.similarity`.
+        among: the segments that the layers agreed on, for a policy whose `agree` names some.
         """
 
     def choose(self, candidates: Candidates, count: int | None = None) -> BlockChoice:
         """`count` of them, or as many as the policy takes by itself: all, unless it says otherwise."""
         return BlockChoice(candidates.segment_nos, candidates.slots)
 
-    def agree(self, candidates: Sequence[Candidates]) -> list[Candidates]:
-        """What each layer may choose from once all have looked; the same, unless the policy says otherwise."""
-        return list(candidates)
+    def agree(self, candidates: Sequence[Candidates]) -> np.ndarray | None:
+        """Once all layers have looked: segments that they look at again, and at no others; None: as they have."""
+        return None
 
     def allocate(self, candidates: Sequence[Candidates]) -> list[int]:
         """Each layer's count, from the scores of all layers."""
@@ -98,18 +96,22 @@ class TopK(Retriever):
         self.is_adaptive = self.config.budget.policy != "uniform"
         self._num_recent = min(self.config.recent_blocks, self.config.blocks_per_layer)
 
-    def look(self, memory: VideoMemory, layer: int, query: Tensor) -> Candidates:
+    def look(
+        self, memory: VideoMemory, layer: int, query: Tensor, among: np.ndarray | None = None
+    ) -> Candidates:
         query = query.float().cpu()
-        table = self._table(memory, layer, query)
+        table = self._table(memory, layer, query, among)
         return Candidates(
             table.segment_nos, table.slots, block_scores(query, table.mean_keys, self.config.similarity)
         )
 
-    def _table(self, memory: VideoMemory, layer: int, query: Tensor) -> BlockTable:
+    def _table(self, memory: VideoMemory, layer: int, query: Tensor, among: np.ndarray | None) -> BlockTable:
         """Blocks of the candidate segments and of those that hold the latest blocks; of all if exact."""
-        if not self.config.candidate_segments:
+        found = among
+        if found is None and not self.config.candidate_segments:
             return memory.table(layer)
-        found = memory.search(layer, query, self.config.candidate_segments)
+        if found is None:
+            found = memory.search(layer, query, self.config.candidate_segments)
         recent = last_blocks(memory, layer, self._num_recent).segment_nos
         return memory.table(layer, np.union1d(found, recent))
 
@@ -139,9 +141,8 @@ class Agreement(TopK):
             raise ConfigError("retrieve.agree_segments: got 0, policy `agree` needs at least 1")
         self.is_adaptive = True
 
-    def agree(self, candidates: Sequence[Candidates]) -> list[Candidates]:
-        best = agreed_segments(candidates, self.config.agree_segments)
-        return [c.of([*best, *c.segment_nos[c.num_blocks - self._num_recent :]]) for c in candidates]
+    def agree(self, candidates: Sequence[Candidates]) -> np.ndarray | None:
+        return np.array(agreed_segments(candidates, self.config.agree_segments), np.int64)
 
 
 def agreed_segments(candidates: Sequence[Candidates], count: int) -> list[int]:
@@ -169,14 +170,18 @@ class Recent(Retriever):
         if method.retrieve.recent_blocks < 1:
             raise ConfigError("retrieve.recent_blocks: got 0, policy `recent` needs at least 1")
 
-    def look(self, memory: VideoMemory, layer: int, query: Tensor) -> Candidates:
+    def look(
+        self, memory: VideoMemory, layer: int, query: Tensor, among: np.ndarray | None = None
+    ) -> Candidates:
         return _unscored(last_blocks(memory, layer, self.method.retrieve.recent_blocks))
 
 
 class Window(Retriever):
     """The blocks that lie within the last `n_local` tokens, at least one; all when n_local is 0."""
 
-    def look(self, memory: VideoMemory, layer: int, query: Tensor) -> Candidates:
+    def look(
+        self, memory: VideoMemory, layer: int, query: Tensor, among: np.ndarray | None = None
+    ) -> Candidates:
         n_local = self.method.n_local
         if not n_local:
             return _unscored(memory.table(layer))
@@ -186,7 +191,9 @@ class Window(Retriever):
 class Everything(Retriever):
     """All blocks."""
 
-    def look(self, memory: VideoMemory, layer: int, query: Tensor) -> Candidates:
+    def look(
+        self, memory: VideoMemory, layer: int, query: Tensor, among: np.ndarray | None = None
+    ) -> Candidates:
         return _unscored(memory.table(layer))
 
 

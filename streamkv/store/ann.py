@@ -29,6 +29,7 @@ def make_index(vectors_SC: np.ndarray, *, flat_below: int = FLAT_BELOW, seed: in
 
     count, dim = vectors_SC.shape
     vectors_SC = np.ascontiguousarray(vectors_SC, np.float32)
+    index: Any
     if count < flat_below:
         index = faiss.IndexFlatIP(dim)
         index.add(vectors_SC)
