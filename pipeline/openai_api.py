@@ -292,7 +292,9 @@ def read_query(request: ChatRequest) -> Query:
     for name, allowed in ONLY.items():
         value = given.get(name)
         if value is not None and value not in allowed:
-            raise RefusedError(f"{name}: {_only(allowed)}", param=name, code="unsupported_value")
+            raise RefusedError(
+                f"{name}: got {str(value)[:80]!r}, {_only(allowed)}", param=name, code="unsupported_value"
+            )
     *earlier, question = request.messages
     last = len(earlier)
     if question.role != "user":
