@@ -61,7 +61,7 @@ class SyntheticVideo:
         self._index = SummaryIndex()
         if indexed:
             summaries = torch.stack([keys[blocks - 1 :: blocks] for keys in self._mean_keys], 1)
-            self._index = self._index.added(np.arange(num_segments), summaries.numpy())
+            self._index = self._index.added(np.arange(num_segments), summaries.numpy()).compacted()
 
     @property
     def as_of_s(self) -> float:

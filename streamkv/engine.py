@@ -8,8 +8,10 @@ An answer's cache, in each layer (positions are rows, so no position is ever sto
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from streamkv.compression import make_compressor
 from streamkv.config import MethodConfig
 from streamkv.conversation import Turn
 from streamkv.errors import ForeignStoreError, QuestionError, StoreError
-from streamkv.memory import VideoMemory
+from streamkv.memory import SegmentInfo, VideoMemory
 from streamkv.models.base import QuestionPrompt, VideoLLM
 from streamkv.prefill import StreamWindow, prefill_segment, prefill_system
 from streamkv.retrieval import BlockChoice, Candidates, make_retriever
@@ -28,6 +30,8 @@ from streamkv.segmentation import Segmenter
 from streamkv.types import Answer, Evidence, LayerBlocks, Segment, SegmentKV
 
 NUM_EVIDENCE = 5
+MAX_GUIDANCE = 64
+"""Guidance prompts whose tokens are kept, the latest used: streams may have their own."""
 
 OnToken = Callable[[str], None]
 """Takes each new piece of the answer's text; the pieces together are `Answer.text`."""
@@ -101,6 +105,7 @@ class Engine:
         make_compressor(method.compress)  # an unknown name fails here, not at the first segment
         Segmenter(method.segment)
         self.system = prefill_system(model)
+        self._guidance_embeds = lru_cache(MAX_GUIDANCE)(model.guidance_embeds)
 
     def open_window(self, memory: VideoMemory | None = None) -> StreamWindow:
         """The window of a new stream or, after a restart, of the one that `memory` holds."""
@@ -108,9 +113,10 @@ class Engine:
             return StreamWindow(self.system, self.method.n_local)
         return StreamWindow.rebuild(self.system, memory, self.method)
 
-    def prefill(self, window: StreamWindow, segment: Segment) -> SegmentKV:
-        """The segment's blocks; moves the window on."""
-        return prefill_segment(self.model, window, segment, self.method)
+    def prefill(self, window: StreamWindow, segment: Segment, guidance: str = "") -> SegmentKV:
+        """The segment's blocks; moves the window on. `guidance`: the stream's own prompt; empty: the method's."""
+        guidance_TD = self._guidance_embeds(guidance or self.method.compress.guidance)
+        return prefill_segment(self.model, window, segment, self.method, guidance_TD=guidance_TD)
 
     @torch.inference_mode()
     def answer(
@@ -308,11 +314,15 @@ def find_evidence(reading: Reading, memory: VideoMemory, count: int = NUM_EVIDEN
             share = mass[layer.choice.segment_nos == segment_no].sum() / total if total > 0 else 0.0
             weights[segment_no] = weights.get(segment_no, 0.0) + float(share) / len(reading.layers)
             num_layers[segment_no] = num_layers.get(segment_no, 0) + 1
-    spans = {s.segment_no: s for s in memory.segments}
     heaviest = sorted(weights, key=lambda no: (-weights[no], no))[:count]
-    return tuple(
-        Evidence(no, spans[no].start_s, spans[no].end_s, weights[no], num_layers[no]) for no in heaviest
-    )
+    found = ((no, _segment(memory, no)) for no in heaviest)
+    return tuple(Evidence(no, s.start_s, s.end_s, weights[no], num_layers[no]) for no, s in found)
+
+
+def _segment(memory: VideoMemory, segment_no: int) -> SegmentInfo:
+    """Segments are in order of their numbers, and there may be a hundred thousand."""
+    segments = memory.segments
+    return segments[bisect_left(segments, segment_no, key=lambda s: s.segment_no)]
 
 
 class _TextStream:

@@ -23,14 +23,14 @@ CODE_DIMS, CODE_BITS = 4, 4
 TRAIN, TRAIN_ROTATION, ROUNDS = 60_000, 8_000, 10
 
 
-def make_index(vectors_SC: np.ndarray, *, flat_below: int = FLAT_BELOW, seed: int = 0) -> Any:
+def make_index(vectors_SC: np.ndarray, *, flat_below: int | None = None, seed: int = 0) -> Any:
     """An inner-product index of (S, G * d) float32 vectors; row i has id i. G * d is a multiple of 8."""
     import faiss
 
     count, dim = vectors_SC.shape
     vectors_SC = np.ascontiguousarray(vectors_SC, np.float32)
     index: Any
-    if count < flat_below:
+    if count < (FLAT_BELOW if flat_below is None else flat_below):
         index = faiss.IndexFlatIP(dim)
         index.add(vectors_SC)
         return index

@@ -1,24 +1,29 @@
-"""One FAISS index a layer over the segments' summary vectors, exact (inner product with all) for now.
+"""One FAISS index a layer over the segments' summary vectors.
 
 An index never changes: `added` returns a larger one, so that a search goes on undisturbed while segments
 arrive. It keeps the vectors in shards and joins the last two when the later has grown as large as the
 earlier, as a log-structured merge tree does: a vector is copied log2(n) times in all, a search visits log2(n)
-shards.
+shards. A shard is exact when it is new; `compacted` gives large ones an index that is searched faster (`ann`), which
+takes seconds to build, so that a reader does it in the background.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from streamkv.store import ann
+
 
 @dataclass(frozen=True)
 class _Shard:
     segment_nos: np.ndarray  # (S,) int64
-    layers: tuple[Any, ...]  # L x faiss.IndexFlatIP, whose row i is segment_nos[i]
+    layers: tuple[Any, ...]  # L x a FAISS index, whose row i is segment_nos[i]
+    is_exact: bool = True
 
     @property
     def num_segments(self) -> int:
@@ -45,6 +50,19 @@ class SummaryIndex:
             shards.append(_joined(earlier, later))
         return SummaryIndex(tuple(shards))
 
+    @property
+    def large_shards(self) -> tuple[_Shard, ...]:
+        """Those that `ann` would search faster than by looking at all."""
+        return tuple(s for s in self._shards if s.is_exact and s.num_segments >= ann.FLAT_BELOW)
+
+    def compacted(self) -> SummaryIndex:
+        """The same segments, large shards searched faster, for a little recall."""
+        return self.replaced({id(shard): faster(shard) for shard in self.large_shards})
+
+    def replaced(self, shards: Mapping[int, _Shard]) -> SummaryIndex:
+        """With other shards in place of those of these ids; an id that is no longer there is passed over."""
+        return SummaryIndex(tuple(shards.get(id(shard), shard) for shard in self._shards))
+
     def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
         """At most k segment numbers, int64, largest inner product with query (G * d,) first."""
         if k <= 0 or not self._shards:
@@ -66,6 +84,12 @@ def _joined(earlier: _Shard, later: _Shard) -> _Shard:
     pairs = zip(earlier.layers, later.layers, strict=True)
     layers = tuple(_flat([a.reconstruct_n(0, a.ntotal), b.reconstruct_n(0, b.ntotal)]) for a, b in pairs)
     return _Shard(np.concatenate([earlier.segment_nos, later.segment_nos]), layers)
+
+
+def faster(shard: _Shard) -> _Shard:
+    """The same segments with an index that is searched faster; takes seconds."""
+    layers = [ann.make_index(flat.reconstruct_n(0, flat.ntotal)) for flat in shard.layers]
+    return replace(shard, layers=tuple(layers), is_exact=False)
 
 
 def _flat(parts: list[np.ndarray]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
 from streamkv.memory import BlockTable, SegmentInfo
 from streamkv.store.catalog import Catalog, Progress
-from streamkv.store.index import SummaryIndex
+from streamkv.store.index import SummaryIndex, faster
 from streamkv.store.records import ModelIdentity, SegmentPlace
 from streamkv.store.segment_file import SegmentFile, torch_dtype
 from streamkv.types import Geometry, LayerBlocks, cat_blocks
@@ -183,6 +183,7 @@ class StreamReader:
         self._lock = threading.Lock()
         self._snapshot = self._empty = StreamSnapshot(stream_id, identity, files)
         self._progress = Progress(born_epoch=-1, next_segment_no=0)
+        self._compacting: threading.Thread | None = None
         self.refresh()
 
     @property
@@ -203,7 +204,22 @@ class StreamReader:
                 start = self._progress.next_segment_no if again else 0
                 places = self._catalog.segments_between(self.stream_id, start, progress)
                 self._snapshot, self._progress = self._grown(before, places), progress
+                self._compact_in_background()
             return self._snapshot
+
+    def _compact_in_background(self) -> None:
+        """Starts to build faster indexes of large shards, one thread at a time; questions go on meanwhile."""
+        if self._snapshot._index.large_shards and not (self._compacting and self._compacting.is_alive()):
+            self._compacting = threading.Thread(
+                target=self._compact, name=f"compact {self.stream_id}", daemon=True
+            )
+            self._compacting.start()
+
+    def _compact(self) -> None:
+        large = self._snapshot._index.large_shards
+        made = {id(shard): faster(shard) for shard in large}
+        with self._lock:
+            self._snapshot = replace(self._snapshot, _index=self._snapshot._index.replaced(made))
 
     def _grown(self, before: StreamSnapshot, places: list[SegmentPlace]) -> StreamSnapshot:
         index = before._index

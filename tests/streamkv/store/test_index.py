@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamkv.store.index import SummaryIndex
+from streamkv.store import ann
+from streamkv.store.index import SummaryIndex, faster
 
 LAYERS, WIDTH = 3, 6
 
@@ -72,3 +73,37 @@ def test_vector_that_is_not_a_number_is_never_found() -> None:
     every[1] = np.nan
     index = SummaryIndex().added(np.arange(3), every)
     assert sorted(index.search(0, torch.ones(WIDTH), 3).tolist()) == [0, 2]
+
+
+WIDE = 16
+
+
+def large(count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[SummaryIndex, np.ndarray]:
+    monkeypatch.setattr(ann, "FLAT_BELOW", 1_000)
+    every = np.random.default_rng(4).standard_normal((count, 2, WIDE)).astype(np.float32)
+    return SummaryIndex().added(np.arange(count), every), every
+
+
+def test_compacted_large_shards_find_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, every = large(3_000, monkeypatch)
+    faster = index.compacted()
+    assert len(index.large_shards) == 1
+    assert not faster.large_shards
+    shares = []
+    for row in range(20):
+        query = torch.from_numpy(every[row, 1] + 0.3 * every[row + 1, 1])
+        exact, found = index.search(1, query, 32), faster.search(1, query, 32)
+        shares.append(len(np.intersect1d(exact, found)) / 32)
+    assert np.mean(shares) > 0.9
+
+
+def test_what_arrives_while_a_shard_is_compacted_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, every = large(2_000, monkeypatch)
+    made = {id(shard): faster(shard) for shard in index.large_shards}
+    later = index.added(np.array([2_000]), every[:1]).replaced(made)
+    assert later.num_segments == 2_001
+    assert not later.large_shards
+    assert 2_000 in later.search(0, torch.from_numpy(every[0, 0]), 2).tolist()
+    joined = later.added(np.arange(3_000, 6_000), np.concatenate([every, every[:1_000]]))
+    assert joined.num_segments == 5_001
+    assert joined.replaced(made).num_segments == 5_001  # the compacted shard is no longer there: passed over
