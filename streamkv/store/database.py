@@ -34,17 +34,19 @@ def hide_password(url: str | URL) -> str:
 
 
 def make_engine(url: str | URL, *, read_only: bool) -> Engine:
-    """An engine for any SQLAlchemy URL; no connection is made yet."""
+    """An engine for any SQLAlchemy URL; no connection is made yet. Its errors show no values: URIs have passwords."""
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() != "sqlite":
-            return create_engine(parsed, pool_pre_ping=True)
+            return create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
     except (SQLAlchemyError, ImportError) as exc:
         raise StoreError(f"store.catalog_url: cannot use it ({exc}); allowed: an SQLAlchemy URL") from exc
     if not parsed.database or parsed.database == ":memory:":
         raise StoreError(f"store.catalog_url: got {url!r}, allowed: SQLite in a file, or a server")
     path = Path(parsed.database)
-    engine = create_engine("sqlite://", creator=lambda: _connect(path, read_only), poolclass=QueuePool)
+    engine = create_engine(
+        "sqlite://", creator=lambda: _connect(path, read_only), poolclass=QueuePool, hide_parameters=True
+    )
     event.listen(engine, "begin", _begin)
     return engine
 

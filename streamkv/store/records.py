@@ -72,7 +72,7 @@ class StreamInfo:
     """A stream as its catalog has it at one moment."""
 
     stream_id: str
-    uri: str
+    uri: str = field(repr=False)  # it may hold a password
     state: StreamState
     detail: str
     created_at: float  # seconds since 1970
