@@ -3,13 +3,15 @@
     schema defaults < configs/presets/<preset>.yaml < the given YAML < a.b=c overrides
 
 Everything below `load_config` sees frozen dataclasses, never a DictConfig. Policies are named by strings;
-the names are checked by the registry of their kind when the engine is built, so that adding one is one file.
+the names are checked by the registry of their kind when the engine is built, so that adding one is one file
+(docs/policies.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -236,7 +238,11 @@ class ServeConfig:
 
 @dataclass(frozen=True)
 class PipelineConfig:
+    """The whole of it. Whoever makes one, or is sent one, has its `plugins` imported: no process can lack a policy."""
+
     preset: str = "streamkv"
+    plugins: list[str] = field(default_factory=list)
+    """Modules that register policies of your own when they are imported; every process must find them."""
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
@@ -244,6 +250,23 @@ class PipelineConfig:
     encode: PoolConfig = field(default_factory=PoolConfig)
     prefill: PoolConfig = field(default_factory=PoolConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+
+    def __post_init__(self) -> None:
+        _import_plugins(self.plugins)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # unpickled: in another process, as a rule
+        self.__dict__.update(state)
+        _import_plugins(self.plugins)
+
+
+def _import_plugins(names: Iterable[str]) -> None:
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError as exc:
+            raise ConfigError(
+                f"plugins: cannot import {name!r} ({exc}); install it, or name its folder in PYTHONPATH"
+            ) from exc
 
 
 def preset_names() -> list[str]:
