@@ -227,10 +227,15 @@ class _PromptRun:
         watch.lap("query")
 
     def search(self) -> None:
-        """All layers, each choosing by its own query."""
-        phase = "query" if self._engine.retriever.is_adaptive else "prefill"
-        for layer in range(self._engine.model.num_layers):
-            self._run_layer(layer, self._search_layer, phase)
+        """All layers, each choosing by its own query; where counts adapt, the last layer only searches."""
+        adapts, last = self._engine.retriever.is_adaptive, self._engine.model.num_layers - 1
+        for layer in range(last if adapts else last + 1):
+            self._run_layer(layer, self._search_layer, "query" if adapts else "prefill")
+        if adapts:
+            q_THd, _, _ = self._engine.model.qkv(last, self._hidden_TD)
+            self._watch.lap("query")
+            self._search_layer(last, q_THd)
+            self._watch.lap("search")
 
     def adapt(self) -> None:
         """Again from the first layer whose count, and so whose choice, the scores of all layers change."""
@@ -242,12 +247,11 @@ class _PromptRun:
         counts = retriever.allocate(candidates)
         choices = [retriever.choose(c, n) for c, n in zip(candidates, counts, strict=True)]
         self._watch.lap("search")
-        same = [new.same_as(old.choice) for new, old in zip(choices, self._layers, strict=True)]
-        if all(same):
-            return
-        first = same.index(False)
-        self._hidden_TD = self._layers[first].input_TD
-        del self._layers[first:]
+        same = [new.same_as(old.choice) for new, old in zip(choices[:-1], self._layers, strict=True)]
+        first = next((layer for layer, unchanged in enumerate(same) if not unchanged), len(same))
+        if first < len(self._layers):
+            self._hidden_TD = self._layers[first].input_TD
+            del self._layers[first:]
         for layer in range(first, len(choices)):
             self._run_layer(layer, lambda layer, _: choices[layer], "prefill")
 

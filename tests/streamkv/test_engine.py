@@ -39,7 +39,9 @@ def preset(name: str, *overrides: str) -> MethodConfig:
     return load_config(overrides=[f"preset={name}", "model.path=other", *overrides]).method
 
 
-def ingest(engine: Engine, frames: list[np.ndarray], *, together: bool = True) -> InMemoryVideo:
+def ingest(
+    engine: Engine, frames: list[np.ndarray], *, together: bool = True, guidance: str = ""
+) -> InMemoryVideo:
     """Encode, segment and prefill; 2 seconds a frame."""
     memory, window = InMemoryVideo(engine.model.geometry), engine.open_window()
     segmenter = Segmenter(engine.method.segment)
@@ -51,7 +53,7 @@ def ingest(engine: Engine, frames: list[np.ndarray], *, together: bool = True) -
     closed = [segmenter.push(f, 2.0 * t, 2.0 * (t + 1)) for t, f in enumerate(features)]
     for segment in [*closed, segmenter.flush()]:
         if segment is not None:
-            memory.add(engine.prefill(window, segment))
+            memory.add(engine.prefill(window, segment, guidance))
     return memory
 
 
@@ -92,6 +94,37 @@ def test_with_budget_for_everything_the_method_equals_full(
     got, expected = ours.read(memory, QUESTION), full.read(ingest(full, frames), QUESTION)
     torch.testing.assert_close(got.logits, expected.logits, atol=1e-4, rtol=0)
     assert [layer.choice.num_blocks for layer in got.layers] == [num_frames] * 3
+
+
+def kept_frames(memory: InMemoryVideo) -> list[tuple[int, ...]]:
+    return [blocks.frame_ids for segment in memory._by_no.values() for blocks in segment.layers]
+
+
+def test_a_streams_own_guidance_chooses_its_frames(tiny_model: VideoLLM) -> None:
+    """As if it were the method's, whichever streams the engine prefills besides."""
+    method, frames = preset("streamkv", "method.segment.max_seconds=16"), random_frames(16)
+    engine, kept = Engine(tiny_model, method), {}
+    for guidance in ("", "red bus dog", "where", "red bus dog"):
+        kept[guidance] = kept_frames(ingest(engine, frames, guidance=guidance))
+    assert len({str(frames) for frames in kept.values()}) == 3
+    for guidance in ("red bus dog", "where"):
+        alone = dataclasses.replace(method, compress=dataclasses.replace(method.compress, guidance=guidance))
+        assert kept[guidance] == kept_frames(ingest(Engine(tiny_model, alone), frames))
+    assert kept[""] == kept_frames(ingest(Engine(tiny_model, method), frames))
+
+
+def test_a_guidance_prompt_is_tokenized_once(tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, seen = type(tiny_model).guidance_embeds, list[str]()
+
+    def count(self: VideoLLM, text: str) -> torch.Tensor:
+        seen.append(text)
+        return original(self, text)
+
+    monkeypatch.setattr(type(tiny_model), "guidance_embeds", count)
+    engine = Engine(tiny_model, preset("streamkv", "method.segment.max_seconds=16"))
+    for guidance in ("dog", "bus", "dog"):
+        ingest(engine, random_frames(16), guidance=guidance)
+    assert seen == ["dog", "bus"]
 
 
 def test_answer_stops_at_the_end_token(tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +219,8 @@ def test_second_pass_takes_adapted_counts_of_the_first_passes_scores(tiny_model:
 
 
 def test_one_pass_when_nothing_adapts(tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uniform budgets run each layer once; adaptive ones twice, or once when every block is read anyway."""
+    """Uniform budgets run each layer once; adaptive ones all but the last twice, or once when every block is read
+    anyway."""
     geometry = tiny_model.geometry
     memory = InMemoryVideo(geometry, [random_segment_kv(geometry, no) for no in range(6)])
     calls: list[int] = []
@@ -209,8 +243,9 @@ def test_one_pass_when_nothing_adapts(tiny_model: VideoLLM, monkeypatch: pytest.
         engine.read(memory, QUESTION)
         runs.append(list(calls))
     assert runs[0] == [0, 1, 2]
-    assert runs[1][:3] == [0, 1, 2]
+    assert runs[1][:2] == [0, 1]
     assert len(runs[1]) > 3
+    assert runs[1].count(2) == 1
     assert runs[2] == [0, 1, 2]
 
 
