@@ -1,6 +1,7 @@
 """`python -m streamkv.evaluation.benchmarks ANSWERS.parquet`: what the table of `streamkv eval` cannot hold.
 
-Prints OVO-Bench's three groups and the proactive scores; writes judge.jsonl and submission-VARIANT.csv beside it.
+Prints the scores of StreamingBench's and OVO-Bench's groups and of polled questions.
+Writes judge.jsonl and submission-VARIANT.csv beside the answers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from streamkv.evaluation.benchmarks.outputs import write_for_judge, write_submission
 from streamkv.evaluation.benchmarks.ovobench import ovobench_scores
 from streamkv.evaluation.benchmarks.proactive import proactive_scores
+from streamkv.evaluation.benchmarks.streamingbench import streamingbench_scores
 from streamkv.evaluation.report import read_answers
 
 
@@ -27,6 +29,7 @@ def main(arguments: list[str]) -> int:
         return 1
     rows = read_answers(path)
     scores = {
+        "streamingbench": {variant: asdict(score) for variant, score in streamingbench_scores(rows).items()},
         "ovobench": {variant: asdict(score) for variant, score in ovobench_scores(rows).items()},
         "proactive": {variant: asdict(score) for variant, score in proactive_scores(rows).items()},
     }

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from streamkv.errors import SuiteError
 from streamkv.evaluation.benchmarks.options import LETTERS, four_lines, streamingbench_prompt
-from streamkv.evaluation.benchmarks.proactive import proactive_questions
+from streamkv.evaluation.benchmarks.proactive import proactive_questions, proactive_scores
 from streamkv.evaluation.benchmarks.records import Record, read_records
 from streamkv.evaluation.benchmarks.suite import AnnotatedSuite, by_video, each_alone, make_suite
+from streamkv.evaluation.runner import AnswerRow
 from streamkv.evaluation.types import EvalQuestion, EvalVideo
 
 TASKS = ("real", "omni", "sqa", "proactive")
@@ -19,6 +23,15 @@ DIALOGUE = (
     "Please answer the questions based on the contextual information: "
 )
 MAX_OPTIONS = 8
+PROACTIVE = "Proactive Output"
+OMNI = ("Emotion Recognition", "Scene Understanding", "Source Discrimination", "Multimodal Alignment")
+CONTEXTUAL = (
+    "Anomaly Context Understanding",
+    "Misleading Context Understanding",
+    "Sequential Question Answering",
+    PROACTIVE,
+)
+"""Kinds by group; the others are real-time ones."""
 
 
 def load_streamingbench(annotations: Path, videos: Path) -> AnnotatedSuite:
@@ -103,3 +116,40 @@ def _polls(called: str, question: Record) -> tuple[EvalQuestion, ...]:
         raise question.wrong("ground_truth_time_stamp", f"not before time_stamp, {asked_s:g} s")
     kind, text = question.text("task_type"), question.text("question")
     return proactive_questions(called, kind, text, question.text("ground_truth_output"), asked_s, truth_s)
+
+
+@dataclass(frozen=True)
+class StreamingScore:
+    """Shares; a group without an answered question is None."""
+
+    kinds: dict[str, float]
+    real: float | None
+    omni: float | None
+    contextual: float | None
+    """Anomaly, misleading, sequential; and proactive output, right where its answer is."""
+    overall: float
+    """Of all questions, so that a group weighs what it has."""
+
+
+def streamingbench_scores(rows: Iterable[AnswerRow]) -> dict[str, StreamingScore]:
+    """By variant, in the columns of StreamKV's table; rows of other suites are passed over."""
+    mine = [row for row in rows if row.suite == "streamingbench"]
+    right: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in mine:
+        if row.scoring == "letter":
+            right[row.variant][row.kind].append(row.score or 0.0)
+    for variant, polled in proactive_scores(mine).items():
+        answers = round(polled.questions * polled.answer_accuracy)
+        right[variant][PROACTIVE] = [1.0] * answers + [0.0] * (polled.questions - answers)
+    return {variant: _score(kinds) for variant, kinds in right.items()}
+
+
+def _score(kinds: dict[str, list[float]]) -> StreamingScore:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for kind, scores in kinds.items():
+        groups["omni" if kind in OMNI else "contextual" if kind in CONTEXTUAL else "real"] += scores
+    shares = {group: statistics.fmean(scores) for group, scores in groups.items()}
+    means = {kind: statistics.fmean(scores) for kind, scores in kinds.items()}
+    everything = [score for scores in groups.values() for score in scores]
+    real, omni, contextual = (shares.get(group) for group in ("real", "omni", "contextual"))
+    return StreamingScore(means, real, omni, contextual, statistics.fmean(everything))

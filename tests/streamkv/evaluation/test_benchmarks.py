@@ -19,6 +19,7 @@ from streamkv.evaluation.benchmarks.outputs import write_for_judge
 from streamkv.evaluation.benchmarks.ovobench import ovobench_scores
 from streamkv.evaluation.benchmarks.proactive import ProactiveScore, proactive_questions, proactive_scores
 from streamkv.evaluation.benchmarks.records import to_seconds
+from streamkv.evaluation.benchmarks.streamingbench import streamingbench_scores
 from streamkv.evaluation.report import write_answers
 from streamkv.evaluation.runner import AnswerRow, EncodedVideo, Variant, run_video, unanswered
 from streamkv.evaluation.scoring import SCORERS
@@ -158,6 +159,28 @@ def test_the_output_counted_is_the_one_said_at_the_first_yes() -> None:
 
     asked = proactive_questions("x", "Proactive Output", "?", "3", 24, 29)
     assert proactive_scores([answered(q, reply(q)) for q in asked])["a"].answer_accuracy == 0.0
+
+
+def test_streamingbench_score_is_of_all_questions_in_the_groups_of_the_papers_table() -> None:
+    replies = {
+        "Counting": "D",
+        "Sequential Question Answering": "A",
+        "Proactive Output": "yes, 3",
+        "Emotion Recognition": "C",
+    }
+    rows = [
+        answered(q, replies.get(q.kind, "E"), suite="streamingbench") for q in questions(loaded("streamingbench"))
+    ]  # fmt: skip
+    score = streamingbench_scores([*rows, answered(questions(loaded("mlvu"))[0], "C")])["a"]
+    assert score.kinds["Proactive Output"] == 0.0  # yes at the first poll: too early
+    assert (score.real, score.omni, score.contextual) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
+    assert score.overall == pytest.approx(3 / 9)
+    in_time = [
+        answered(q, "no" if q.asked_at_s < 28 else "yes 3", suite="streamingbench")
+        for q in polls_of(loaded("streamingbench"))
+    ]
+    polled = streamingbench_scores(in_time)["a"]
+    assert (polled.real, polled.contextual, polled.overall) == (None, 1.0, 1.0)
 
 
 def test_ovobench_is_asked_at_its_moments_and_scored_by_gt() -> None:
