@@ -69,7 +69,7 @@ def test_each_ablation_changes_something_and_no_two_are_alike() -> None:
     rows = ablations(DEMO, ())
     methods = [ours.method, *(row.method for row in rows)]
     assert len({repr(method) for method in methods}) == len(methods)
-    assert {"uniform segments", "no summary", "uniform budgets", "keep 0.1", "keep 1.0"} <= {r.name for r in rows}
+    assert {"uniform segments", "no summary", "uniform budgets", "keep 0.4", "keep 1.0"} <= {r.name for r in rows}
 
 
 @pytest.mark.parametrize(
