@@ -76,8 +76,8 @@ class PrefillHandle:
         status: WorkerStatus = wait_for(_control(self.actor.status).remote(), CONTROL_S)
         return status
 
-    def open_stream(self, stream_id: str, epoch: int, next_segment_no: int) -> None:
-        wait_for(self.actor.open_stream.remote(stream_id, epoch, next_segment_no), CALL_S)
+    def open_stream(self, stream_id: str, epoch: int, next_segment_no: int, guidance: str) -> None:
+        wait_for(self.actor.open_stream.remote(stream_id, epoch, next_segment_no, guidance), CALL_S)
 
     def close_stream(self, stream_id: str) -> None:
         """Returns when what was shipped before is done with."""

@@ -30,7 +30,7 @@ class SegmentEngine(Protocol):
 
     def open_window(self, memory: VideoMemory | None = None) -> Any: ...
 
-    def prefill(self, window: Any, segment: Segment) -> SegmentKV: ...
+    def prefill(self, window: Any, segment: Segment, guidance: str = "") -> SegmentKV: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class _Session:
     epoch: int
     window: Any
     next_segment_no: int
+    guidance: str  # the stream's own prompt; empty: the method's
 
 
 class Prefill:
@@ -81,13 +82,13 @@ class Prefill:
         with self._lock:
             self._sessions.clear()
 
-    def open_stream(self, stream_id: str, epoch: int, next_segment_no: int) -> None:
+    def open_stream(self, stream_id: str, epoch: int, next_segment_no: int, guidance: str = "") -> None:
         """Makes the stream's window as it was after its last committed segment."""
         parts = self._started()
         with self.clock.time("rebuild"):
             window = parts.engine.open_window(parts.recall(stream_id) if next_segment_no else None)
         with self._lock:
-            self._sessions[stream_id] = _Session(epoch, window, next_segment_no)
+            self._sessions[stream_id] = _Session(epoch, window, next_segment_no, guidance)
 
     def close_stream(self, stream_id: str) -> None:
         with self._lock:
@@ -105,7 +106,8 @@ class Prefill:
         with self._lock:
             del self._sessions[message.stream_id]  # back in place only if all goes well
         with self.clock.time("prefill"):
-            kv = parts.engine.prefill(session.window, message.to_segment(parts.device))
+            segment = message.to_segment(parts.device)
+            kv = parts.engine.prefill(session.window, segment, session.guidance)
         with self.clock.time("write"):
             place = write_segment(parts.root, parts.identity, message.stream_id, message.epoch, kv)
         with self.clock.time("commit"):

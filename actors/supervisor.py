@@ -21,8 +21,9 @@ from actors.placement import Charge, Decoding, Prefilling, place
 from actors.timing import StageClock, add_totals
 from actors.views import GapView, PlaneState, StreamView
 from actors.workers import CatalogKeeper, Workers
+from streamkv.compression import make_compressor
 from streamkv.config import PipelineConfig
-from streamkv.errors import StreamExistsError, StreamKVError, UnknownStreamError
+from streamkv.errors import ConfigError, StreamExistsError, StreamKVError, UnknownStreamError
 from streamkv.store import StreamInfo
 from streamkv.store.layout import check_stream_id
 from streamkv.video import redact_uri
@@ -57,14 +58,20 @@ class Supervisor:
     def state(self) -> PlaneState:
         return self._state
 
-    def add_stream(self, stream_id: str, uri: str) -> StreamView:
-        """Registers a stream and begins to ingest it.
+    def add_stream(self, stream_id: str, uri: str, guidance: str = "") -> StreamView:
+        """Registers a stream and begins to ingest it, by its own guidance prompt if one is given.
 
         Raises:
-            StreamIdError, StreamExistsError, SourceError: nothing is registered then.
+            StreamIdError, StreamExistsError, SourceError, ConfigError: nothing is registered then.
         """
         store = self._ready()
         check_stream_id(stream_id)
+        guidance = guidance.strip()
+        if guidance and not make_compressor(self._config.method.compress).needs_scores:
+            raise ConfigError(
+                f"guidance: preset {self._config.preset!r} keeps every frame, so that there is nothing to guide; "
+                "add the stream without it"
+            )
         if any(info.stream_id == stream_id for info in store.streams()):
             raise StreamExistsError(
                 f"stream {stream_id!r} exists already; choose another id, or remove it first"
@@ -78,6 +85,7 @@ class Supervisor:
             "height": found.height,
             "codec": found.codec,
             "is_live": found.is_live,
+            "guidance": guidance,
         }
         store.add_stream(stream_id, uri, config)
         with self._changes:
@@ -235,7 +243,8 @@ class Supervisor:
             charge.last_epoch = 0  # should the call fail, nobody knows whether it took one
             epoch = charge.last_epoch = store.begin_writing(charge.stream_id)
             info = store.stream(charge.stream_id)  # after the epoch: nobody else commits from here on
-            prefilling.worker.open_stream(info.stream_id, epoch, info.next_segment_no)
+            guidance = str(info.config.get("guidance", ""))
+            prefilling.worker.open_stream(info.stream_id, epoch, info.next_segment_no, guidance)
             spec = StreamSpec(
                 info.stream_id,
                 info.uri,
@@ -309,4 +318,5 @@ class Supervisor:
             gaps=tuple(GapView(gap.start_s, gap.end_s, gap.reason) for gap in info.gaps),
             live=charge.feed.live if charge is not None and charge.feed is not None else None,
             created_at=info.created_at,
+            guidance=str(info.config.get("guidance", "")),
         )

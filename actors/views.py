@@ -47,6 +47,7 @@ class StreamView:
     gaps: tuple[GapView, ...] = ()
     live: LiveView | None = None  # of a live source that is being ingested
     created_at: float = 0.0  # seconds since 1970
+    guidance: str = ""  # its own guidance prompt; empty: the method's
 
 
 @dataclass(frozen=True)

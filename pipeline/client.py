@@ -46,8 +46,8 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self._http.close()
 
-    def add_stream(self, stream_id: str, uri: str) -> Json:
-        return self._call("POST", "/v1/streams", {"id": stream_id, "uri": uri})
+    def add_stream(self, stream_id: str, uri: str, guidance: str = "") -> Json:
+        return self._call("POST", "/v1/streams", {"id": stream_id, "uri": uri, "guidance": guidance})
 
     def streams(self) -> list[Json]:
         streams: list[Json] = self._call("GET", "/v1/streams")["streams"]

@@ -21,6 +21,10 @@ class NewStream(BaseModel):
 
     id: Annotated[str, Field(description="1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit")]
     uri: Annotated[str, Field(min_length=1, max_length=4096, description="as the server sees it")]
+    guidance: Annotated[
+        str,
+        Field(max_length=2000, description="what to keep of it, in words; empty: the server's own prompt"),
+    ] = ""
 
 
 class Gap(BaseModel):
@@ -93,6 +97,7 @@ class Stream(BaseModel):
     restarts: int
     gaps: list[Gap]
     live: Annotated[Live | None, Field(description="null when it is an archive or not being ingested")] = None
+    guidance: Annotated[str, Field(description="its own guidance prompt; empty: the server's")] = ""
 
     @classmethod
     def of(cls, view: StreamView) -> Stream:
@@ -112,6 +117,7 @@ class Stream(BaseModel):
             restarts=view.restarts,
             gaps=[Gap.of(gap) for gap in view.gaps],
             live=Live.of(view.live) if view.live is not None else None,
+            guidance=view.guidance,
         )
 
 

@@ -101,12 +101,14 @@ def prefill_segment(
     segment: Segment,
     method: MethodConfig,
     *,
+    guidance_TD: Tensor | None = None,
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
 ) -> SegmentKV:
     """Runs a segment through the decoder and keeps what compression keeps of it.
 
     The stream goes on with the n frames and, with `compress.summary`, their mean as one more frame. Then the
-    guidance prompt scores the frames. The window moves on when all is done: an error leaves it as it was.
+    guidance prompt, by default the method's own, scores the frames. The window moves on when all is done: an
+    error leaves it as it was.
     """
     draft = window.fork()
     frames_bND = _with_summary(segment.features_nND, method.compress.summary).to(model.device, model.dtype)
@@ -119,7 +121,9 @@ def prefill_segment(
     scores: list[Tensor] = []
     if compressor.needs_scores:
         similarity = method.compress.similarity
-        queries = guidance_queries(model, draft, method.compress.guidance, similarity)
+        if guidance_TD is None:
+            guidance_TD = model.guidance_embeds(method.compress.guidance)
+        queries = guidance_queries(model, draft, guidance_TD, similarity)
         scores = [
             block_scores(q, keys[:num_frames], similarity) for q, keys in zip(queries, mean_keys, strict=True)
         ]
@@ -147,11 +151,10 @@ def prefill_segment(
 
 
 def guidance_queries(
-    model: VideoLLM, window: StreamWindow, text: str, similarity: str = "dot"
+    model: VideoLLM, window: StreamWindow, guidance_TD: Tensor, similarity: str = "dot"
 ) -> list[Tensor]:
     """(G * d,) a layer: the prompt's grouped query; it sees what a next frame would, and leaves nothing."""
-    queries = []
-    hidden_TD = model.guidance_embeds(text)
+    queries, hidden_TD = [], guidance_TD
     for layer in range(model.num_layers):
         q, k, v = model.qkv(layer, hidden_TD)
         queries.append(grouped_query(q, model.geometry.num_kv_heads, similarity))

@@ -41,6 +41,9 @@ def connect(home: str, url: str) -> Client:
 def add(
     stream_id: Annotated[str, typer.Argument(metavar="ID", help="1 to 64 of A-Z a-z 0-9 . _ -")],
     uri: Annotated[str, typer.Argument(metavar="URI", help="A video file or URL, as the server sees it.")],
+    guidance: Annotated[
+        str, typer.Option(help="What to keep of it, in words, such as 'signs and what they say'.")
+    ] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Return when all of it is ingested.")] = False,
     home: HomeOption = DEFAULT,
     url: UrlOption = "",
@@ -49,7 +52,8 @@ def add(
     """Register a video stream; it is ingested while you go on."""
     with friendly(as_json=as_json), connect(home, url) as client:
         # The server may have another working directory, so a file is named in full.
-        stream = client.add_stream(stream_id, str(Path(uri).resolve()) if Path(uri).exists() else uri)
+        source = str(Path(uri).resolve()) if Path(uri).exists() else uri
+        stream = client.add_stream(stream_id, source, guidance)
         if wait:
             (stream,) = wait_for_streams(client, [stream_id])
         if as_json:

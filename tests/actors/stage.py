@@ -84,10 +84,14 @@ class MeanEncoder:
 class CountingEngine:
     """A window is the list of segment numbers that went in; it must never see one twice or out of order."""
 
+    def __init__(self) -> None:
+        self.heard: set[str] = set()  # guidance prompts
+
     def open_window(self, memory: VideoMemory | None = None) -> list[int]:
         return [s.segment_no for s in memory.segments] if memory is not None else []
 
-    def prefill(self, window: list[int], segment: Segment) -> SegmentKV:
+    def prefill(self, window: list[int], segment: Segment, guidance: str = "") -> SegmentKV:
+        self.heard.add(guidance)
         assert window == list(range(segment.segment_no)), (window, segment.segment_no)
         window.append(segment.segment_no)
         return replace(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from stage import GEOMETRY, IDENTITY, prefill_parts
+from stage import GEOMETRY, IDENTITY, CountingEngine, prefill_parts
 
 from actors.failures import SessionLostError
 from actors.messages import SegmentMessage, StreamSpec
@@ -48,6 +48,20 @@ def test_segments_are_committed_in_turn(prefill: Prefill, store: SegmentStore) -
     assert prefill.status().windows == {"s": epoch}
     totals = prefill.status().totals
     assert (totals["committed_segments"], totals["prefilled_frames"]) == (3, 6)
+
+
+def test_each_stream_is_guided_by_its_own_prompt(prefill: Prefill, store: SegmentStore) -> None:
+    engine = prefill._started().engine
+    assert isinstance(engine, CountingEngine)
+    for stream_id, guidance in (("s", ""), ("signs", "what signs say"), ("cars", "cars")):
+        if stream_id != "s":
+            store.add_stream(stream_id, "uri")
+        epoch = store.begin_writing(stream_id)
+        prefill.open_stream(stream_id, epoch, 0, guidance)
+        engine.heard.clear()
+        for no in range(2):
+            prefill.ingest(message(no, epoch, stream_id))
+        assert engine.heard == {guidance}
 
 
 @pytest.mark.parametrize("wrong", [message(0, 99), message(1, 1), message(0, 1, "other")])

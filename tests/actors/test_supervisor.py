@@ -7,19 +7,27 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stage import IDENTITY, Footage, LocalWorkers, MeanEncoder, wait_until
 
 from actors.failures import NotReadyError
 from actors.supervisor import Supervisor
-from streamkv.config import PipelineConfig, PoolConfig, SourceConfig, StoreConfig
-from streamkv.errors import StreamExistsError, StreamIdError, UnknownStreamError
+from streamkv.config import (
+    CompressConfig,
+    MethodConfig,
+    PipelineConfig,
+    PoolConfig,
+    SourceConfig,
+    StoreConfig,
+)
+from streamkv.errors import ConfigError, StreamExistsError, StreamIdError, UnknownStreamError
 from streamkv.store import SegmentStore
 
 
-def config(root: Path, **pools: PoolConfig) -> PipelineConfig:
-    return PipelineConfig(store=StoreConfig(root=str(root)), source=SourceConfig(sample_fps=1.0), **pools)
+def config(root: Path, **settings: Any) -> PipelineConfig:
+    return PipelineConfig(store=StoreConfig(root=str(root)), source=SourceConfig(sample_fps=1.0), **settings)
 
 
 class Stage:
@@ -27,8 +35,8 @@ class Stage:
         self.root = root
         self.supervisors: list[Supervisor] = []
 
-    def open(self, workers: LocalWorkers, **pools: PoolConfig) -> Supervisor:
-        supervisor = Supervisor(config(self.root, **pools), workers)
+    def open(self, workers: LocalWorkers, **settings: Any) -> Supervisor:
+        supervisor = Supervisor(config(self.root, **settings), workers)
         self.supervisors.append(supervisor)
         wait_until(lambda: supervisor.state().phase != "starting")
         return supervisor
@@ -160,6 +168,39 @@ def test_a_new_supervisor_resumes_what_the_old_one_left(stage: Stage) -> None:
     assert "short" not in second_footage.decoded
     assert second.stats()["sessions"] == 1, "the two do not take it from each other by turns"
     wait_until(lambda: first.stats()["active_streams"] == 0)
+
+
+def heard(workers: LocalWorkers) -> set[str]:
+    """Guidance prompts by which the present prefill actor has worked."""
+    return set(workers.prefillers[0].instance._started().engine.heard)
+
+
+def test_a_streams_guidance_outlives_its_workers_and_its_supervisor(stage: Stage) -> None:
+    workers = LocalWorkers(stage.root, Footage(pace_s=0.004))
+    first = stage.open(workers)
+    assert first.add_stream("a", "300", "  what signs say ").guidance == "what signs say"
+    wait_until(lambda: first.stream("a").num_segments > 3)
+    workers.prefillers[0].kill()
+    before = first.stream("a").num_segments
+    wait_until(lambda: first.stream("a").num_segments > before + 3)
+    assert heard(workers) == {"what signs say"}
+    later = LocalWorkers(stage.root, Footage(pace_s=0.001))
+    second = stage.open(later)
+    wait_for_end(second)
+    assert heard(later) == {"what signs say"}
+    assert second.stream("a").guidance == "what signs say"
+    stage.check({"a": 300})
+
+
+def test_guidance_that_could_change_nothing_is_refused(stage: Stage) -> None:
+    keeps_all = MethodConfig(compress=CompressConfig(policy="none"))
+    supervisor = stage.open(LocalWorkers(stage.root, Footage()), method=keeps_all)
+    with pytest.raises(ConfigError, match="keeps every frame"):
+        supervisor.add_stream("a", "8", "what signs say")
+    assert supervisor.streams() == []
+    supervisor.add_stream("a", "8", " ")
+    wait_for_end(supervisor)
+    assert supervisor.stream("a").guidance == ""
 
 
 def test_a_stream_that_never_gets_on_is_set_aside(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,9 +64,9 @@ class FakeBackend:
             raise errors.UnknownStreamError(f"stream {stream_id!r}: unknown; known: lobby")
         return VIEW
 
-    async def add_stream(self, stream_id: str, uri: str) -> StreamView:
+    async def add_stream(self, stream_id: str, uri: str, guidance: str) -> StreamView:
         self._raise()
-        return replace(VIEW, stream_id=stream_id, uri=uri)
+        return replace(VIEW, stream_id=stream_id, uri=uri, guidance=guidance)
 
     async def remove_stream(self, stream_id: str) -> None:
         self._raise()
@@ -126,6 +126,15 @@ def test_streams_are_added_listed_shown_and_removed(call: Caller, backend: FakeB
     assert listed[0]["gaps"] == [{"start_s": 4.0, "end_s": 6.0, "reason": "2 pictures did not decode"}]
     assert call("DELETE", "/v1/streams/lobby").status_code == 204
     assert backend.removed == ["lobby"]
+
+
+def test_a_stream_may_say_what_to_keep_of_it(call: Caller) -> None:
+    new = {"id": "lobby", "uri": "/a.mp4", "guidance": "what signs say"}
+    assert call("POST", "/v1/streams", json=new).json()["guidance"] == "what signs say"
+    assert call("GET", "/v1/streams/lobby").json()["guidance"] == ""
+    too_long = call("POST", "/v1/streams", json=new | {"guidance": "x" * 2001})
+    assert too_long.status_code == 422
+    assert "guidance" in error_of(too_long)["message"]
 
 
 def test_an_answer_says_what_it_rests_on(call: Caller, backend: FakeBackend) -> None:

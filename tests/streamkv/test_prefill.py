@@ -171,7 +171,8 @@ def test_guidance_leaves_no_trace(tiny_model: VideoLLM) -> None:
 def test_guidance_sees_the_window(tiny_model: VideoLLM) -> None:
     window, _ = run(tiny_model, method_of(), segments_of([2]))
     empty = StreamWindow(prefill_system(tiny_model), 0)
-    first, later = guidance_queries(tiny_model, empty, "bus"), guidance_queries(tiny_model, window, "bus")
+    bus = tiny_model.guidance_embeds("bus")
+    first, later = guidance_queries(tiny_model, empty, bus), guidance_queries(tiny_model, window, bus)
     torch.testing.assert_close(first[0], later[0])  # layer 0 has seen nothing yet
     assert not torch.allclose(first[1], later[1], atol=1e-3)
 
