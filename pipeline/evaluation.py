@@ -29,7 +29,7 @@ ORACLE = "oracle"
 CONTROLS = ("recent", "full")
 """Printed beside every score."""
 DEFAULT_PRESETS = ("streamkv", "rekv", "window", *CONTROLS, ORACLE)
-REVISION = 1
+REVISION = 2
 """Of what an answer's row means; a new one makes every pair run again."""
 
 OnPart = Callable[[str, int, int], None]
@@ -68,17 +68,20 @@ def make_variants(
         if name != ORACLE and name not in preset_names():
             raise ConfigError(f"--preset: unknown {name!r}; known: {', '.join([*preset_names(), ORACLE])}")
         preset = "streamkv" if name == ORACLE else name
-        method = load_config(config, [*overrides, f"preset={preset}"]).method
-        variants.append(Variant(name, method, oracle=name == ORACLE))
+        loaded = load_config(config, [*overrides, f"preset={preset}"])
+        variants.append(_variant(name, loaded, oracle=name == ORACLE))
     for text in own:
         name, colon, settings = text.partition(":")
         if not colon or not name.strip():
             raise ConfigError(
                 f"--variant: got {text!r}, need 'NAME: a.b=c ...', such as 'few: method.n_local=9'"
             )
-        method = load_config(config, [*overrides, *shlex.split(settings)]).method
-        variants.append(Variant(name.strip(), method))
+        variants.append(_variant(name.strip(), load_config(config, [*overrides, *shlex.split(settings)])))
     return variants
+
+
+def _variant(name: str, settings: PipelineConfig, *, oracle: bool = False) -> Variant:
+    return Variant(name, settings.method, oracle=oracle, codec=settings.store.codec)
 
 
 def ablations(config: str | Path | None, overrides: Sequence[str]) -> list[Variant]:
@@ -87,7 +90,7 @@ def ablations(config: str | Path | None, overrides: Sequence[str]) -> list[Varia
 
     rows = OmegaConf.load(CONFIG_ROOT / "evaluation" / "ablations.yaml")
     return [
-        Variant(str(name), load_config(config, [*overrides, "preset=streamkv", *settings]).method)
+        _variant(str(name), load_config(config, [*overrides, "preset=streamkv", *settings]))
         for name, settings in rows.items()
     ]
 
@@ -101,8 +104,8 @@ def plan(
     for suite in suites:
         for video in suite.videos():
             for variant in variants:
-                of = [REVISION, fingerprint, config.source.sample_fps, asdict(variant.method), variant.oracle]
-                asked = [[q.id, q.question, q.answer, q.asked_at_s, q.moments_s] for q in video.questions]
+                of = [REVISION, fingerprint, config.source.sample_fps, asdict(variant)]
+                asked = [asdict(q) for q in video.questions]
                 digest = hashlib.sha256(json.dumps([of, asked, suite.max_new_tokens]).encode()).hexdigest()
                 name = "".join(c if c.isalnum() or c in ".-" else "_" for c in f"{video.id}.{variant.name}")
                 file = out / "parts" / suite.name / f"{name}.{digest[:12]}.parquet"

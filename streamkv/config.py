@@ -201,6 +201,8 @@ class StoreConfig:
     """Folder of the segment store."""
     catalog_url: str = ""
     """SQLAlchemy URL; empty: SQLite in the store's folder."""
+    codec: str = "fp16"
+    """How keys and values are stored: `raw`, `fp16`, `int8`, `int4`; each file says which (docs/format.md)."""
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Variant:
     name: str
     method: MethodConfig
     oracle: bool = False
+    codec: str = "fp16"
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def run_video(
             for segment, questions in _stream(seen, variant.method, video.questions):
                 if segment is not None:
                     kv = engine.prefill(window, segment)
-                    places.append(write_segment(root, identity, STREAM, epoch, kv))
+                    places.append(write_segment(root, identity, STREAM, epoch, kv, variant.codec))
                     store.commit(places[-1])
                 memory = reader.refresh() if questions else None
                 for question in questions:
@@ -186,7 +187,9 @@ def _stream(
     yield segmenter.flush(), tuple(waiting)
 
 
-def _ask(engine: Engine, memory: VideoMemory | None, question: EvalQuestion, room: int) -> tuple[Answer | None, str]:
+def _ask(
+    engine: Engine, memory: VideoMemory | None, question: EvalQuestion, room: int
+) -> tuple[Answer | None, str]:
     if memory is None or not memory.segments:
         return None, "nothing was shown before the question"
     return engine.answer(memory, question.question, max_new_tokens=room), ""

@@ -120,13 +120,19 @@ class StreamSnapshot:
         )
 
     def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
-        """One copy, from the maps into the result; none when the blocks lie side by side in one file."""
+        """One copy, from the maps into the result; none when raw blocks lie side by side in one file.
+
+        Only these blocks are decoded.
+        """
         parts: list[LayerBlocks] = []
-        files: dict[int, LayerBlocks] = {}
         for no, start, stop in _runs(segment_nos, slots):
-            if no not in files:
-                files[no] = self._file(no).blocks(layer)
-            parts.append(_sliced(files[no], start, stop, f"segment {no}, layer {layer}"))
+            file = self._file(no)
+            total = file.header.layers[layer].num_blocks
+            if not 0 <= start < stop <= total:
+                raise StoreError(
+                    f"segment {no}, layer {layer}: got slots {start} to {stop - 1}, it has {total} blocks"
+                )
+            parts.append(file.blocks(layer, slice(start, stop)))
         if len(parts) == 1:
             return parts[0]
         return cat_blocks(parts or [self._no_blocks()])
@@ -154,18 +160,6 @@ def _runs(segment_nos: np.ndarray, slots: np.ndarray) -> Iterator[tuple[int, int
     bounds = [0, *breaks.tolist(), len(slots)] if len(slots) else []
     for start, stop in pairwise(bounds):
         yield int(segment_nos[start]), int(slots[start]), int(slots[stop - 1]) + 1
-
-
-def _sliced(blocks: LayerBlocks, start: int, stop: int, name: str) -> LayerBlocks:
-    """A view of some of a layer's blocks."""
-    if not 0 <= start < stop <= blocks.num_blocks:
-        raise StoreError(f"{name}: got slots {start} to {stop - 1}, it has {blocks.num_blocks} blocks")
-    return LayerBlocks(
-        keys_bNGd=blocks.keys_bNGd[start:stop],
-        values_bNGd=blocks.values_bNGd[start:stop],
-        frame_ids=blocks.frame_ids[start:stop],
-        spans_s=blocks.spans_s[start:stop],
-    )
 
 
 class StreamReader:

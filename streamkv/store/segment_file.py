@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from streamkv.errors import CorruptSegmentError, ForeignStoreError
+from streamkv.store.codecs import CODECS
 from streamkv.store.header import SegmentHeader
 from streamkv.store.records import ModelIdentity
 from streamkv.types import LayerBlocks, SegmentKV
@@ -28,19 +29,18 @@ R = TypeVar("R")
 
 SUMMARY_VECTORS = b"streamkv.summary_vectors"
 COLUMNS = ("frame_id", "start_s", "end_s", "keys", "values", "mean_key")
-CODECS = ("raw",)
-"""`raw`: keys and values as they are. Others will change the type of these two columns and nothing else."""
 
 
 def torch_dtype(name: str) -> torch.dtype:
     return cast(torch.dtype, getattr(torch, name))
 
 
-def schema_of(identity: ModelIdentity) -> Any:
+def schema_of(identity: ModelIdentity, codec: str) -> Any:
     """The columns of a segment file: a row a block."""
-    block = pa.binary(identity.block_bytes)
-    vector = pa.list_(pa.field("item", pa.float32(), nullable=False), identity.geometry.summary_dim)
-    columns = zip(COLUMNS, (pa.int32(), pa.float64(), pa.float64(), block, block, vector), strict=True)
+    geometry, dtype = identity.geometry, torch_dtype(identity.dtype)
+    keys, values = (pa.binary(CODECS[codec].row_bytes(geometry, dtype, keys=keys)) for keys in (True, False))
+    vector = pa.list_(pa.field("item", pa.float32(), nullable=False), geometry.summary_dim)
+    columns = zip(COLUMNS, (pa.int32(), pa.float64(), pa.float64(), keys, values, vector), strict=True)
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
 
 
@@ -81,22 +81,28 @@ class SegmentFile:
         shape = (self.header.layers[layer].num_blocks, self.header.identity.geometry.summary_dim)
         return self._tensor(layer, "mean_key", torch.float32, shape)
 
-    def blocks(self, layer: int) -> LayerBlocks:
-        """The layer's blocks; keys and values lie in the map."""
-        identity, rows = self.header.identity, self.header.layers[layer].num_blocks
-        geometry, dtype = identity.geometry, torch_dtype(identity.dtype)
-        shape = (rows, geometry.frame_tokens, geometry.num_kv_heads, geometry.head_dim)
-        starts = np.frombuffer(self._buffer(layer, "start_s"), np.float64, rows).tolist()
-        ends = np.frombuffer(self._buffer(layer, "end_s"), np.float64, rows).tolist()
+    def blocks(self, layer: int, rows: slice = slice(None)) -> LayerBlocks:
+        """The layer's blocks, or some of them; keys and values lie in the map unless the codec has to make them."""
+        total = self.header.layers[layer].num_blocks
+        starts = np.frombuffer(self._buffer(layer, "start_s"), np.float64, total)[rows].tolist()
+        ends = np.frombuffer(self._buffer(layer, "end_s"), np.float64, total)[rows].tolist()
         return LayerBlocks(
-            keys_bNGd=self._tensor(layer, "keys", dtype, shape),
-            values_bNGd=self._tensor(layer, "values", dtype, shape),
-            frame_ids=tuple(np.frombuffer(self._buffer(layer, "frame_id"), np.int32, rows).tolist()),
+            keys_bNGd=self._decoded(layer, "keys", rows),
+            values_bNGd=self._decoded(layer, "values", rows),
+            frame_ids=tuple(np.frombuffer(self._buffer(layer, "frame_id"), np.int32, total)[rows].tolist()),
             spans_s=tuple(zip(starts, ends, strict=True)),
         )
 
+    def _decoded(self, layer: int, column: str, rows: slice) -> Tensor:
+        identity, is_keys = self.header.identity, column == "keys"
+        geometry, dtype = identity.geometry, torch_dtype(identity.dtype)
+        codec = CODECS[self.header.codec]
+        size = codec.row_bytes(geometry, dtype, keys=is_keys)
+        stored = self._tensor(layer, column, torch.uint8, (self.header.layers[layer].num_blocks, size))
+        return codec.decode(stored[rows], geometry, dtype, keys=is_keys)
+
     def segment_kv(self) -> SegmentKV:
-        """The whole segment as it was written, its keys and values in the map."""
+        """The whole segment as it was written, or as its codec gives it back."""
         header = self.header
         return SegmentKV(
             segment_no=header.segment_no,
@@ -137,7 +143,7 @@ class SegmentFile:
             raise ForeignStoreError(
                 f"{self.path}: codec {header.codec!r}, this program reads {', '.join(CODECS)}"
             )
-        if not self._reader.schema.equals(schema_of(header.identity)):
+        if not self._reader.schema.equals(schema_of(header.identity, header.codec)):
             raise CorruptSegmentError(f"{self.path}: the columns are not those of the header's geometry")
         if not num_batches == len(header.layers) == header.identity.geometry.num_layers:
             raise CorruptSegmentError(f"{self.path}: {num_batches} record batches are not one a layer")

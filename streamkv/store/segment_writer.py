@@ -17,6 +17,7 @@ from torch import Tensor
 
 from streamkv.errors import StoreError
 from streamkv.store import durable
+from streamkv.store.codecs import CODECS, Codec, make_codec
 from streamkv.store.header import LayerHeader, SegmentHeader
 from streamkv.store.layout import segment_path, stream_folder, temp_name
 from streamkv.store.records import ModelIdentity, SegmentPlace
@@ -25,20 +26,27 @@ from streamkv.types import LayerBlocks, SegmentKV
 
 
 def write_segment(
-    root: Path | str, identity: ModelIdentity, stream_id: str, epoch: int, kv: SegmentKV
+    root: Path | str,
+    identity: ModelIdentity,
+    stream_id: str,
+    epoch: int,
+    kv: SegmentKV,
+    codec: str = "raw",
 ) -> SegmentPlace:
     """Writes a segment's file durably and says where; it counts once `SegmentStore.commit` has that place.
 
     Needs no catalog. Repeating it is harmless: the same content gets the same name, other content another.
-    Raises StoreError when the disk is full or `kv` is not of this identity; nothing is left behind then.
+    Raises StoreError when the disk is full or `kv` is not of this identity, ConfigError for an unknown codec;
+    nothing is left behind then.
     """
     root = Path(root)
+    make_codec(codec)
     check_fits(kv, identity)
     folder = stream_folder(root, stream_id)
     temp = folder / temp_name(kv.segment_no, epoch)
     with durable.removed_on_error(temp):
         durable.make_folder(folder)
-        durable.write_temp(temp, lambda file: _write_arrow(file, identity, stream_id, epoch, kv))
+        durable.write_temp(temp, lambda file: _write_arrow(file, identity, stream_id, epoch, kv, codec))
         written = SegmentFile(temp)
         checksum = written.framing_checksum()
         path = segment_path(stream_id, kv.segment_no, epoch, checksum)
@@ -80,12 +88,14 @@ def _check_tensor(name: str, got: Tensor, shape: tuple[int, ...], dtype: torch.d
         raise StoreError(f"{name}: got {tuple(got.shape)} {got.dtype}, the store takes {shape} {dtype}")
 
 
-def _write_arrow(file: BinaryIO, identity: ModelIdentity, stream_id: str, epoch: int, kv: SegmentKV) -> None:
-    columns = [_columns(blocks) for blocks in kv.layers]
+def _write_arrow(
+    file: BinaryIO, identity: ModelIdentity, stream_id: str, epoch: int, kv: SegmentKV, codec: str
+) -> None:
+    columns = [_columns(blocks, CODECS[codec]) for blocks in kv.layers]
     vectors = _bytes_of(kv.summary_vectors)
     header = SegmentHeader(
         identity=identity,
-        codec="raw",
+        codec=codec,
         stream_id=stream_id,
         segment_no=kv.segment_no,
         epoch=epoch,
@@ -102,21 +112,24 @@ def _write_arrow(file: BinaryIO, identity: ModelIdentity, stream_id: str, epoch:
         ),
     )
     metadata = header.to_metadata() | {SUMMARY_VECTORS: base64.b64encode(vectors)}
-    schema = schema_of(identity).with_metadata(metadata)
+    schema = schema_of(identity, codec).with_metadata(metadata)
     with pa.ipc.new_file(file, schema) as writer:
         for layer, buffers in zip(header.layers, columns, strict=True):
             writer.write_batch(_batch(schema, layer.num_blocks, buffers))
 
 
-def _columns(blocks: LayerBlocks) -> dict[str, memoryview]:
-    """The layer's buffers by column; keys and values that lie contiguous on the CPU are not copied."""
+def _columns(blocks: LayerBlocks, codec: Codec) -> dict[str, memoryview]:
+    """The layer's buffers by column; raw keys and values that lie contiguous on the CPU are not copied.
+
+    Mean keys are those of the keys before the codec: what is found does not depend on it.
+    """
     spans = np.array(blocks.spans_s, np.float64).reshape(-1, 2)
     return {
         "frame_id": np.array(blocks.frame_ids, np.int32).view(np.uint8).data,
         "start_s": spans[:, 0].copy().view(np.uint8).data,
         "end_s": spans[:, 1].copy().view(np.uint8).data,
-        "keys": _bytes_of(blocks.keys_bNGd),
-        "values": _bytes_of(blocks.values_bNGd),
+        "keys": _bytes_of(codec.encode(blocks.keys_bNGd.detach(), keys=True)),
+        "values": _bytes_of(codec.encode(blocks.values_bNGd.detach(), keys=False)),
         "mean_key": _bytes_of(blocks.mean_keys()),
     }
 

@@ -67,7 +67,7 @@ def test_controls_are_always_there_and_variants_are_named() -> None:
 def test_each_ablation_changes_something_and_no_two_are_alike() -> None:
     (ours, *_) = make_variants(DEMO, (), ["streamkv"], [])
     rows = ablations(DEMO, ())
-    methods = [ours.method, *(row.method for row in rows)]
+    methods = [(row.method, row.codec) for row in (ours, *rows)]
     assert len({repr(method) for method in methods}) == len(methods)
     assert {"uniform segments", "no summary", "uniform budgets", "keep 0.4", "keep 1.0"} <= {r.name for r in rows}
 

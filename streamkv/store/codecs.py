@@ -1,0 +1,134 @@
+"""How a block's keys and values are stored. A row of a file decodes by itself, so that an answer pays for what it reads.
+
+| codec | keys | values | round-trip error |
+| --- | --- | --- | --- |
+| `raw` | as they are | as they are | none |
+| `fp16` | float32 to float16; 16-bit types as they are | the same | half a unit in the last place, 2^-11 of a value |
+| `int8` | per channel over the block's tokens | per token and head, over its channels | 1/508 of the group's range |
+| `int4` | the same, two to a byte | the same | 1/28 of the group's range |
+
+Keys have channels that are large in every token, values do not (KIVI, arXiv 2402.02750): hence the groups. A group is
+stored as its lowest value and its step, both float16, and whole steps. Values beyond float16's range are clamped to it.
+To these errors float16's own comes: 2^-11 of the group's largest magnitude, once for the lowest value and once for the range.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from streamkv.errors import ConfigError
+from streamkv.types import Geometry
+
+FLOAT16_MAX = 65_504.0
+
+
+class Codec(ABC):
+    """Blocks (b, N, G, d) of keys or of values to rows of bytes (b, row_bytes), and back."""
+
+    @abstractmethod
+    def row_bytes(self, geometry: Geometry, dtype: torch.dtype, *, keys: bool) -> int:
+        """Bytes of one block's keys, or values."""
+
+    @abstractmethod
+    def encode(self, blocks_bNGd: Tensor, *, keys: bool) -> Tensor:
+        """(b, row_bytes) uint8."""
+
+    @abstractmethod
+    def decode(self, rows: Tensor, geometry: Geometry, dtype: torch.dtype, *, keys: bool) -> Tensor:
+        """(b, N, G, d) of `dtype`."""
+
+
+class Cast(Codec):
+    """Numbers of another type; decoding to the type that they have is a view."""
+
+    def __init__(self, *, halve: bool) -> None:
+        self._halve = halve
+
+    def _stored(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.float16 if self._halve and dtype == torch.float32 else dtype
+
+    def row_bytes(self, geometry: Geometry, dtype: torch.dtype, *, keys: bool) -> int:
+        return geometry.block_bytes(self._stored(dtype).itemsize) // 2
+
+    def encode(self, blocks_bNGd: Tensor, *, keys: bool) -> Tensor:
+        stored = self._stored(blocks_bNGd.dtype)
+        if stored != blocks_bNGd.dtype:
+            blocks_bNGd = blocks_bNGd.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(stored)
+        return blocks_bNGd.contiguous().flatten(1).view(torch.uint8)
+
+    def decode(self, rows: Tensor, geometry: Geometry, dtype: torch.dtype, *, keys: bool) -> Tensor:
+        return rows.view(self._stored(dtype)).view(shape_of(len(rows), geometry)).to(dtype)
+
+
+class Steps(Codec):
+    """Whole steps above the lowest value of a group: `bits` each, keys grouped by channel, values by token."""
+
+    def __init__(self, bits: int) -> None:
+        self._bits, self._levels = bits, 2**bits - 1
+
+    def row_bytes(self, geometry: Geometry, dtype: torch.dtype, *, keys: bool) -> int:
+        N, G, d = geometry.frame_tokens, geometry.num_kv_heads, geometry.head_dim
+        groups = G * d if keys else N * G
+        return groups * 2 * 2 + self._packed(N * G * d)
+
+    def _packed(self, count: int) -> int:
+        return -(-count * self._bits // 8)
+
+    def encode(self, blocks_bNGd: Tensor, *, keys: bool) -> Tensor:
+        axis = 1 if keys else 3
+        values = blocks_bNGd.float().clamp(-FLOAT16_MAX, FLOAT16_MAX)
+        lowest = values.amin(axis, keepdim=True).half()
+        # Half the range is stored, for a range of twice float16's largest; and no step of 0.
+        spread = ((values.amax(axis, keepdim=True) - lowest.float()) / 2).clamp(2**-14).half()
+        steps = (values - lowest.float()) * (self._levels / 2) / spread.float()
+        codes = steps.round().clamp(0, self._levels).to(torch.uint8).flatten(1)
+        parts = [lowest.flatten(1).view(torch.uint8), spread.flatten(1).view(torch.uint8), self._pack(codes)]
+        return torch.cat(parts, dim=1)
+
+    def decode(self, rows: Tensor, geometry: Geometry, dtype: torch.dtype, *, keys: bool) -> Tensor:
+        N, G, d = geometry.frame_tokens, geometry.num_kv_heads, geometry.head_dim
+        group = (len(rows), 1, G, d) if keys else (len(rows), N, G, 1)
+        size = 2 * (G * d if keys else N * G)
+        lowest = _halves(rows[:, :size]).view(group).float()
+        spread = _halves(rows[:, size : 2 * size]).view(group).float()
+        codes = self._unpack(rows[:, 2 * size :], N * G * d).view(shape_of(len(rows), geometry))
+        return torch.addcmul(lowest, codes.float(), spread, value=2 / self._levels).to(dtype)
+
+    def _pack(self, codes: Tensor) -> Tensor:
+        if self._bits == 8:
+            return codes
+        if codes.shape[1] % 2:
+            codes = torch.nn.functional.pad(codes, (0, 1))
+        return codes[:, ::2] | codes[:, 1::2] << 4
+
+    def _unpack(self, packed: Tensor, count: int) -> Tensor:
+        if self._bits == 8:
+            return packed
+        return torch.stack([packed & 15, packed >> 4], dim=2).flatten(1)[:, :count]
+
+
+CODECS: dict[str, Codec] = {
+    "raw": Cast(halve=False),
+    "fp16": Cast(halve=True),
+    "int8": Steps(8),
+    "int4": Steps(4),
+}
+"""Codecs by name. To add one: a `Codec` and a row here; a file names the one that it was written with."""
+
+
+def _halves(raw: Tensor) -> Tensor:
+    """Bytes as float16, flat; a copy, since a row of odd length begins anywhere."""
+    return raw.clone(memory_format=torch.contiguous_format).flatten().view(torch.float16)
+
+
+def make_codec(name: str) -> Codec:
+    if name not in CODECS:
+        raise ConfigError(f"store.codec: unknown {name!r}; known: {', '.join(CODECS)}")
+    return CODECS[name]
+
+
+def shape_of(rows: int, geometry: Geometry) -> tuple[int, int, int, int]:
+    return rows, geometry.frame_tokens, geometry.num_kv_heads, geometry.head_dim
