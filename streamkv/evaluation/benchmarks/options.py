@@ -43,16 +43,18 @@ def rekv_prompt(question: str, options: Sequence[str]) -> str:
     return f"Question: {question}\nOptions:\n{listed}\nOnly give the best option."
 
 
-def streamingbench_prompt(question: str, lines: Sequence[str], dialogue: str = "") -> str:
-    """StreamingBench's; its sequential questions come with the dialogue so far."""
-    told = f"{dialogue}\n\nHere is the question. Answer it and don't confuse it with the previous conversation.\n"
+def streamingbench_prompt(question: str, lines: Sequence[str], dialogue: str | None = None) -> str:
+    """StreamingBench's; its sequential questions have another, with the dialogue so far: empty before the first."""
+    if dialogue is None:
+        given, look, told = "some frames from the video", "video and provide the best answer to question", ""
+    else:
+        given, look = "a video", "video and the provided context to answer the question"
+        told = f"{dialogue}\n\nHere is the question. Answer it and don't confuse it with the previous conversation.\n"
     return (
-        "You are an advanced video question-answering AI assistant. You have been provided with some frames from the "
-        "video and a multiple-choice question related to the video. Your task is to carefully analyze the video and "
-        "provide the best answer to question, choosing from the four options provided. Respond with only the letter "
-        f"(A, B, C, or D) of the correct option.\n\n{told if dialogue else ''}Question: {question}\n\nOptions:\n"
-        + "\n".join(lines)
-        + "\n\nThe best option is:"
+        f"You are an advanced video question-answering AI assistant. You have been provided with {given} and a "
+        f"multiple-choice question related to the video. Your task is to carefully analyze the {look}, choosing from "
+        "the four options provided. Respond with only the letter (A, B, C, or D) of the correct option.\n\n"
+        f"{told}Question: {question}\n\nOptions:\n" + "\n".join(lines) + "\n\nThe best option is:"
     )
 
 

@@ -16,7 +16,7 @@ from streamkv.evaluation.runner import AnswerRow
 from streamkv.evaluation.types import EvalQuestion
 
 POLL_AFTER_S = 4
-"""The last poll comes this long after the true moment."""
+"""StreamingBench's last poll comes this long after the true moment."""
 TOLERANCE_S = 2
 """A first yes is in time this near to the true moment."""
 
@@ -34,11 +34,15 @@ class ProactiveScore:
     """In time, and what it then said holds the true output."""
 
 
+def poll_seconds(asked_s: float, last_s: float) -> range:
+    """Each second after `asked_s`, up to `last_s`."""
+    return range(math.floor(asked_s) + 1, math.floor(last_s) + 1)
+
+
 def proactive_questions(
-    name: str, kind: str, question: str, output: str, asked_s: float, truth_s: float
+    name: str, kind: str, question: str, output: str, seconds: range, truth_s: float
 ) -> tuple[EvalQuestion, ...]:
-    """A poll for each second from `asked_s` + 1 to `truth_s` + 4; a question for each of them that is in time."""
-    seconds = range(math.floor(asked_s) + 1, math.floor(truth_s) + POLL_AFTER_S + 1)
+    """A poll for each of the seconds; a question for each of them that is in time. The true moment may lie outside."""
 
     def at(second: int, role: str, text: str, answer: str) -> EvalQuestion:
         return EvalQuestion(

@@ -11,7 +11,12 @@ from pathlib import Path
 
 from streamkv.errors import SuiteError
 from streamkv.evaluation.benchmarks.options import LETTERS, four_lines, streamingbench_prompt
-from streamkv.evaluation.benchmarks.proactive import proactive_questions, proactive_scores
+from streamkv.evaluation.benchmarks.proactive import (
+    POLL_AFTER_S,
+    poll_seconds,
+    proactive_questions,
+    proactive_scores,
+)
 from streamkv.evaluation.benchmarks.records import Record, read_records
 from streamkv.evaluation.benchmarks.suite import AnnotatedSuite, by_video, each_alone, make_suite
 from streamkv.evaluation.runner import AnswerRow
@@ -55,9 +60,10 @@ def _read(annotations: Path, videos: Path) -> list[EvalVideo]:
                 if "ground_truth_time_stamp" in question:
                     polled.append((name, called, _polls(called, question)))
                 else:
-                    dialogue = before.get(name, "") if "_sqa" in file.stem else ""
+                    dialogue = before.get(name, "") if "_sqa" in file.stem else None
                     asked.append((name, _choice(called, question, dialogue)))
-                    before[name] = (dialogue or DIALOGUE) + _turn(question)
+                    if dialogue is not None:
+                        before[name] = (dialogue or DIALOGUE) + _turn(question)
     return [*by_video(asked, videos), *each_alone(polled, videos)]
 
 
@@ -86,7 +92,7 @@ def _lines(question: Record) -> list[str]:
     return lines
 
 
-def _choice(called: str, question: Record, dialogue: str) -> EvalQuestion:
+def _choice(called: str, question: Record, dialogue: str | None) -> EvalQuestion:
     lines = _lines(question)
     answer = question.text("answer")
     if answer not in tuple(LETTERS[: len(lines)]):
@@ -115,7 +121,8 @@ def _polls(called: str, question: Record) -> tuple[EvalQuestion, ...]:
     if truth_s < asked_s:
         raise question.wrong("ground_truth_time_stamp", f"not before time_stamp, {asked_s:g} s")
     kind, text = question.text("task_type"), question.text("question")
-    return proactive_questions(called, kind, text, question.text("ground_truth_output"), asked_s, truth_s)
+    seconds = poll_seconds(asked_s, truth_s + POLL_AFTER_S)
+    return proactive_questions(called, kind, text, question.text("ground_truth_output"), seconds, truth_s)
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,17 @@ from streamkv.config import load_config
 from streamkv.errors import MissingVideoError, SuiteError
 from streamkv.evaluation.benchmarks import BENCHMARKS
 from streamkv.evaluation.benchmarks.__main__ import main
+from streamkv.evaluation.benchmarks.judge import judged_scores, read_verdict, write_for_judge
 from streamkv.evaluation.benchmarks.options import four_lines, without_labels
-from streamkv.evaluation.benchmarks.outputs import write_for_judge
 from streamkv.evaluation.benchmarks.ovobench import ovobench_scores
-from streamkv.evaluation.benchmarks.proactive import ProactiveScore, proactive_questions, proactive_scores
+from streamkv.evaluation.benchmarks.proactive import (
+    ProactiveScore,
+    proactive_questions,
+    proactive_scores,
+)
 from streamkv.evaluation.benchmarks.records import to_seconds
 from streamkv.evaluation.benchmarks.streamingbench import streamingbench_scores
+from streamkv.evaluation.benchmarks.submission import write_submission
 from streamkv.evaluation.report import write_answers
 from streamkv.evaluation.runner import AnswerRow, EncodedVideo, Variant, run_video, unanswered
 from streamkv.evaluation.scoring import SCORERS
@@ -112,6 +117,10 @@ def test_sequential_questions_come_with_the_dialogue_and_letters() -> None:
     told = "At timestamp 00:00:36, the following question and answer occurred: Question: Who serves now?; "
     assert f"{told}Options: A. Wang., B. Fan Z.D.," in second.question
     assert "Answer: A; \n\nHere is the question." in second.question
+    assert (
+        "Respond with only the letter (A, B, C, or D) of the correct option.\n\n\n\nHere is" in first.question
+    )
+    assert all("analyze the video and the provided context to answer" in q.question for q in (first, second))
     assert "A.2.\nB. 6." in second.question
 
 
@@ -119,14 +128,28 @@ def polls_of(suite: Suite) -> tuple[EvalQuestion, ...]:
     return next(v.questions for v in suite.videos() if "#" in v.id)
 
 
-@pytest.mark.parametrize("name", ["streamingbench", "rekv"])
-def test_a_proactive_question_is_polled_each_second_on_its_own(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [("streamingbench", 25, 33), ("rekv", 21, 35)],  # to 4 s after the truth; StreamKV's window
+)
+def test_a_proactive_question_is_polled_each_second_on_its_own(name: str, first: int, last: int) -> None:
     found = polls_of(loaded(name))
-    assert [q.asked_at_s for q in found if q.extra["role"] == "poll"] == [*range(25, 34)]
+    polls = [q for q in found if q.extra["role"] == "poll"]
+    assert [q.asked_at_s for q in polls] == [*range(first, last + 1)]
     assert [q.asked_at_s for q in found if q.extra["role"] == "output"] == [27, 28, 29, 30, 31]
-    assert [q.answer for q in found if q.extra["role"] == "poll"] == ["no"] * 2 + ["yes"] * 5 + ["no"] * 2
+    assert [q.asked_at_s for q in polls if q.answer == "yes"] == [27, 28, 29, 30, 31]
+    assert {q.answer for q in polls} == {"yes", "no"}
     assert {q.scoring for q in found} == {"unscored"}
     assert 'Is it the right time to output "3"? You can only answer yes or no.' in found[0].question
+
+
+def test_a_truth_before_the_window_is_polled_and_counts_as_wrong() -> None:
+    """As 19 records of StreamKV's conversion have it."""
+    *_, late = (v.questions for v in loaded("rekv").videos())
+    assert [(q.asked_at_s, q.answer, q.extra["role"]) for q in late] == [
+        (349.0, "no", "poll"), (350.0, "no", "poll"), (351.0, "no", "poll"),
+    ]  # fmt: skip
+    assert proactive_scores([answered(q, "yes, 40") for q in late])["a"] == ProactiveScore(1, 1.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +180,7 @@ def test_the_output_counted_is_the_one_said_at_the_first_yes() -> None:
             return "3" if q.asked_at_s != 28 else "4"
         return "yes" if q.asked_at_s >= 28 else "no"
 
-    asked = proactive_questions("x", "Proactive Output", "?", "3", 24, 29)
+    asked = proactive_questions("x", "Proactive Output", "?", "3", range(25, 34), 29)
     assert proactive_scores([answered(q, reply(q)) for q in asked])["a"].answer_accuracy == 0.0
 
 
@@ -323,6 +346,7 @@ PROACTIVE = "streamingbench/questions_proactive.json"
         ("mlvu", MLVU, [0, "conversations", 0, "answer"], None, r"conversation 1, field 'answer': got None"),
         ("rvs-ego", RVS, [0, "conversations", 1, "end_time"], ..., r"conversation 2, field 'end_time': got nothing"),
         ("rvs-ego", RVS, [0, "conversations", 1, "end_time"], 5, r"'end_time': got 5, allowed: not before start_time"),
+        ("rekv", FILES["rekv"], [1, "conversations", 0, "end_time"], 20, r"'end_time': got 20, allowed: after start"),
         ("qaego4d", FILES["qaego4d"], [0, "conversations", 0, "temporal_windows"], [3, 4],
          r"'temporal_windows': got \[3, 4\]"),
     ],
@@ -370,11 +394,64 @@ def test_open_answers_are_written_for_a_judge(tmp_path: Path) -> None:
     rows = [answered(hold, "a “knife”\n", suite="rvs-ego", video="e1"), answered(other, "A"), lost]
     assert write_for_judge(rows, tmp_path / "new" / "judge.jsonl") == 2
     first, second = (json.loads(x) for x in (tmp_path / "new" / "judge.jsonl").read_text().splitlines())
+    system, user = (m["content"] for m in first.pop("messages"))
     assert first == {
         "suite": "rvs-ego", "variant": "a", "id": hold.id, "video": "e1", "kind": "open", "question": "What do I hold?",
-        "answer": "A knife.", "pred_answer": "a “knife”\n", "error": "",
+        "answer": "A knife.", "pred_answer": "a “knife”", "error": "",
     }  # fmt: skip
-    assert (second["pred_answer"], second["error"]) == ("", "no such video")
+    assert system.startswith("You are an intelligent chatbot")
+    assert "Question: What do I hold?\nCorrect Answer: A knife.\nPredicted Answer: a “knife”\n" in user
+    assert user.endswith("should look like this: {'pred': 'yes', 'score': 4.8}.")
+    assert (second["pred_answer"], second["error"], second["messages"]) == ("", "no such video", [])
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("{'pred': 'yes', 'score': 4}", (True, 4)), (' {"pred": "No", "score": 1}\n', (False, 1)),
+        ("{'pred': 'yes', 'score': 4.8}", (True, 4)), ("{'pred': 'yes', 'score': 6}", None),
+        ("{'pred': 'maybe', 'score': 4}", None), ("{'pred': 'yes', 'score': '4'}", None), ("{'pred': 'yes'}", None),
+        ("yes, 4", None), ("['yes', 4]", None), ("", None),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_a_dictionary_and_nothing_else(reply: str, verdict: tuple[bool, int] | None) -> None:
+    assert read_verdict(reply) == verdict
+
+
+def test_verdicts_make_a_score_and_what_was_not_answered_is_wrong(tmp_path: Path) -> None:
+    hold, pan = questions(loaded("rvs-ego"))
+    lost = unanswered("rvs-ego", "a", 0, "e1", pan, "no such video")
+    rows = [
+        answered(hold, "a\u2028knife", suite="rvs-ego"),
+        lost,
+        answered(pan, "it", suite="rvs-ego", variant="b"),
+    ]
+    file = tmp_path / "judge.jsonl"
+    write_for_judge(rows, file)
+    with pytest.raises(SuiteError, match=r"line 1, field 'reply': got 'nothing', allowed: a dictionary"):
+        judged_scores(file)
+    lines = [json.loads(x) for x in file.read_text().strip("\n").split("\n")]
+    lines[0]["reply"], lines[2]["reply"] = "{'pred': 'yes', 'score': 5}", "{'pred': 'no', 'score': 2}"
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    found = judged_scores(file)["rvs-ego"]
+    assert (found["a"].questions, found["a"].accuracy, found["a"].mean_score) == (2, 0.5, 2.5)
+    assert (found["b"].questions, found["b"].accuracy, found["b"].mean_score) == (1, 0.0, 2.0)
+    assert main([str(file)]) == 0
+    file.write_text("[]\n")
+    assert main([str(file)]) == 1
+
+
+def test_a_submission_has_only_the_five_answers(tmp_path: Path) -> None:
+    asked = questions(loaded("egoschema"))[0]
+    rows = [answered(asked, reply, suite="egoschema") for reply in ("(E)", "F", "nothing", "a")]
+    assert write_submission(rows, tmp_path / "s.csv") == 4
+    assert [x.partition(",")[2] for x in (tmp_path / "s.csv").read_text().split()] == [
+        "answer",
+        "4",
+        "0",
+        "0",
+        "0",
+    ]
 
 
 def test_the_command_writes_what_the_table_cannot_hold(
