@@ -45,14 +45,17 @@ def load_decode_parts(config: PipelineConfig) -> DecodeParts:
 def load_prefill_parts(config: PipelineConfig) -> PrefillParts:
     from streamkv.engine import Engine
     from streamkv.models import load_model
+    from streamkv.store.codecs import make_codec
 
     model = load_model(config.model)
     identity = identity_of(model)
+    make_codec(config.store.codec)  # an unknown name fails here, not at the first segment
     return PrefillParts(
         engine=Engine(model, config.method),
         identity=identity,
         device=model.device,
         root=Path(config.store.root),
+        codec=config.store.codec,
         recall=partial(_recall, config, identity),
     )
 

@@ -41,6 +41,7 @@ class PrefillParts:
     identity: ModelIdentity
     device: torch.device
     root: Path  # of the store
+    codec: str  # of its files
     recall: Callable[[str], VideoMemory]  # a stream's committed past
 
 
@@ -109,7 +110,9 @@ class Prefill:
             segment = message.to_segment(parts.device)
             kv = parts.engine.prefill(session.window, segment, session.guidance)
         with self.clock.time("write"):
-            place = write_segment(parts.root, parts.identity, message.stream_id, message.epoch, kv)
+            place = write_segment(
+                parts.root, parts.identity, message.stream_id, message.epoch, kv, parts.codec
+            )
         with self.clock.time("commit"):
             assert self._commit is not None, "set_commit() comes first"
             is_new = self._commit(place)
