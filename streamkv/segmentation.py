@@ -78,6 +78,10 @@ class SemanticPolicy(SegmentPolicy):
         return len(frames) >= self.config.min_frames and similarity <= self.config.theta
 
     def fit(self, frames: list[OpenFrame], similarity: Similarity) -> None:
+        if len(frames) > self.config.max_frames:
+            # The newest was compared with the frame before it as that came; it may have been merged since.
+            pair = similarity(frames[-2].features_ND, frames[-1].features_ND)
+            frames[-1] = replace(frames[-1], similarity=pair)
         while len(frames) > self.config.max_frames:
             # Of equal pairs the earliest, so that the latest frames stay as they are longest.
             i = max(range(1, len(frames)), key=lambda j: frames[j].similarity)

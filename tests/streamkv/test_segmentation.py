@@ -81,7 +81,7 @@ def test_frame_by_frame_equals_the_whole_list_at_once(
     degrees: list[float], min_frames: int, max_frames: int, max_seconds: float
 ) -> None:
     """Cut, bounded in time, then merged: content, what it was made of, and times."""
-    frames = [frame_at(d + 0.01 * t) for t, d in enumerate(degrees)]  # no two pairs are alike
+    frames = [frame_at(d + 0.3 * t + 0.01 * t * t) for t, d in enumerate(degrees)]  # no two pairs are alike
     config = semantic(min_frames=min_frames, max_frames=max_frames, max_seconds=max_seconds, theta=0.9)
     segments = run(Segmenter(config), frames)
     expected = closed_segments(frames, min_frames, config.theta, max_seconds, STEP_S)
@@ -113,6 +113,12 @@ def test_newest_frame_may_be_merged_and_the_next_is_compared_with_what_came() ->
     first_three = (frames[0] + (frames[1] + frames[2]) / 2) / 2
     torch.testing.assert_close(segments[0].features_nND, torch.stack([first_three, frames[3]]))
     assert segments[0].similarities[0] == 1.0  # the first frame stays the first, whatever it was merged with
+
+
+def test_pairs_are_compared_as_they_are_held() -> None:
+    """The last frame is 10 and 11 merged, so 10.5: it is nearer to 0 than to 21.2, though 11 is not."""
+    (segment,) = run(Segmenter(semantic(max_frames=2, theta=0.9)), [frame_at(d) for d in (0, 10, 11, 21.2)])
+    assert segment.spans_s == ((0.0, 6.0), (6.0, 8.0))
 
 
 @settings(max_examples=40, deadline=None)
