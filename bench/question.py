@@ -2,9 +2,9 @@
 
     python -m bench.question --json
 
-All in one process with the demo model and the demo's settings, on synthetic memories of its geometry: blocks drawn from a
-pool of random ones (as if from the page cache), summary vectors spread as bench.index says. What an answer says is
-without meaning; what it costs is not. Each figure is the median over questions asked by turns:
+All in one process with the demo model and the demo's settings, on synthetic memories of its geometry: blocks drawn
+from a pool of random ones (as if from the page cache), summary vectors spread as bench.index says. What an answer says
+is without meaning; what it costs is not. Each figure is the median over questions asked by turns:
 
 - `ttft_100k_over_100`: a stream of 100,000 segments against one of 100.
 - `ttft_over_full_10k`: 10,000 frames, against `full` with its keys and values kept rotated in place from question to
@@ -94,7 +94,7 @@ class SyntheticVideo:
 
 
 class FullWithCache:
-    """`full` whose rotated keys and values stay where they are: a question only appends itself, and is cut off again."""
+    """`full` whose rotated keys and values stay where they are: a question appends itself and is cut off again."""
 
     def __init__(self, engine: Engine, memory: SyntheticVideo, room: int = 256) -> None:
         self._engine = engine

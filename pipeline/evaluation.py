@@ -119,8 +119,9 @@ def run(
     """All answers, in the order of the parts, and the videos that failed. Needs a Ray that is up."""
     import ray
 
-    prepare = ray.remote(num_cpus=1, max_retries=1)(_prepare)
-    answer = ray.remote(num_cpus=1, max_retries=1)(_answer_part)
+    gpus = int(config.model.device.startswith("cuda"))  # Ray hides GPUs from a task that does not ask for one
+    prepare = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(_prepare)
+    answer = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(_answer_part)
     settings = json.dumps(asdict(config.model)), config.source.sample_fps, str(cache)
     todo = [part for part in parts if not part.file.is_file()]
     videos: dict[tuple[str, str], Any] = {}
@@ -130,7 +131,7 @@ def run(
     waiting: dict[Any, Part] = {}
     queue = iter(todo)
     while True:
-        for part in _take(queue, 2 * workers - len(waiting)):
+        for part in _take(queue, workers - len(waiting)):
             key = part.suite.name, part.video.id
             if key not in videos:
                 videos[key] = prepare.remote(part.suite, part.video, *settings)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from streamkv.config import PipelineConfig
-    from streamkv.evaluation.report import SummaryRow
     from streamkv.evaluation.types import Suite
 
 TOWNSQUARE = "townsquare"

@@ -15,6 +15,8 @@ from streamkv.evaluation.runner import AnswerRow
 AGES_S = ((60.0, "<1 min"), (600.0, "1-10 min"), (3600.0, "10-60 min"), (math.inf, ">1 h"))
 """How long before the question the true moment ended: upper bound, and its name."""
 Z_95 = 1.959964
+MOST_KINDS = 20
+"""Columns by kind that a Markdown table may have; answers.parquet has them all."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def to_markdown(summaries: Sequence[SummaryRow], heading: str = "") -> str:
         mine = [s for s in summaries if s.suite == suite]
         kinds = list(dict.fromkeys(kind for s in mine for kind in s.by_kind))
         ages = [name for _, name in AGES_S if any(name in s.by_age for s in mine)]
-        kinds = kinds if len(kinds) <= 12 else []
+        kinds = kinds if len(kinds) <= MOST_KINDS else []
         heads = ["preset", "questions", "accuracy", "95%", "top-3 evidence", "MB/hour", "first token ms"]
         heads += ["blocks/layer", *ages, *kinds]
         lines += [f"### {suite}", "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]

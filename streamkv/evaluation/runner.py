@@ -219,7 +219,7 @@ def _row(
         expected=question.answer,
         answer=answer.text if answer else "",
         scoring=question.scoring,
-        score=SCORERS[question.scoring](answer.text, question) if answer else 0.0,
+        score=_score(answer.text if answer else None, question),
         asked_at_s=asked_at_s,
         age_s=max(0.0, asked_at_s - max(ends)) if ends else None,
         in_top3=any(a < e.end_s and b > e.start_s for e in top for a, b in question.moments_s)
@@ -236,6 +236,12 @@ def _row(
         error=error,
         extra=json.dumps(dict(question.extra), sort_keys=True),
     )
+
+
+def _score(reply: str | None, question: EvalQuestion) -> float | None:
+    """No reply is wrong, unless no rule scores the question."""
+    score = SCORERS[question.scoring](reply or "", question)
+    return score if reply is not None or score is None else 0.0
 
 
 def unanswered(

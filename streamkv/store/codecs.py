@@ -1,4 +1,4 @@
-"""How a block's keys and values are stored. A row of a file decodes by itself, so that an answer pays for what it reads.
+"""How a block's keys and values are stored. A row of a file decodes by itself: an answer pays for what it reads.
 
 | codec | keys | values | round-trip error |
 | --- | --- | --- | --- |
@@ -9,7 +9,7 @@
 
 Keys have channels that are large in every token, values do not (KIVI, arXiv 2402.02750): hence the groups. A group is
 stored as its lowest value and its step, both float16, and whole steps. Values beyond float16's range are clamped to it.
-To these errors float16's own comes: 2^-11 of the group's largest magnitude, once for the lowest value and once for the range.
+To these errors float16's own comes: 2^-11 of the group's largest magnitude, for the lowest value and for the range.
 """
 
 from __future__ import annotations

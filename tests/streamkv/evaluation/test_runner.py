@@ -36,7 +36,7 @@ def asked(name: str, at_s: float, moment: tuple[float, float] = (2.0, 4.0)) -> E
 
 def variant_of(preset: str, *settings: str, oracle: bool = False) -> Variant:
     method = load_config(overrides=["model.path=other", f"preset={preset}", *settings]).method
-    return Variant(preset, method, oracle=oracle)
+    return Variant(preset, method, oracle=oracle, codec="raw")
 
 
 def run(model: VideoLLM, variant: Variant, *questions: EvalQuestion) -> list:
