@@ -90,6 +90,11 @@ class Catalog:
                 session.add(row)
             return _identity_of(row)
 
+    def upgrade(self, format_version: int) -> None:
+        """Tables of earlier versions are the same; only what may stand in files differs."""
+        with self._writing() as session:
+            session.scalars(select(StoreRow).with_for_update()).one().format_version = format_version
+
     # ---- streams
 
     def add_stream(self, stream_id: str, uri: str, config: Mapping[str, Any], fingerprint: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
-from streamkv.store.records import FORMAT_VERSION, ModelIdentity
+from streamkv.store.records import FORMAT_VERSION, READABLE, ModelIdentity
 from streamkv.types import Geometry
 
 HEADER = b"streamkv.header"
@@ -72,9 +72,9 @@ class SegmentHeader:
             raise CorruptSegmentError(f"{where}: the header does not match its checksum")
         fields: dict[str, Any] = json.loads(text)
         version = fields.pop("format_version")
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise ForeignStoreError(
-                f"{where}: format version {version}, this program reads {FORMAT_VERSION}; "
+                f"{where}: format version {version}, this program reads {', '.join(map(str, READABLE))}; "
                 "use the release that wrote it, or ingest the stream again"
             )
         return cls._from_fields(fields)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import URL
@@ -15,7 +16,7 @@ from sqlalchemy import URL
 from streamkv.errors import ForeignStoreError, StoreError
 from streamkv.store import durable, layout
 from streamkv.store.catalog import Catalog, StoredIdentity
-from streamkv.store.records import FORMAT_VERSION, ModelIdentity
+from streamkv.store.records import FORMAT_VERSION, READABLE, ModelIdentity
 
 
 def open_catalog(
@@ -31,6 +32,8 @@ def open_catalog(
             stored = _created(root, catalog, identity, read_only=read_only)
         _check_identity(root, stored, identity)
         _check_marker(root, catalog, stored, read_only=read_only)
+        if stored.format_version != FORMAT_VERSION and not read_only:
+            stored = _upgraded(root, catalog, stored)
     except OSError as exc:
         catalog.close()
         raise StoreError(f"store.root: cannot open {root}: {exc}") from exc
@@ -59,10 +62,10 @@ def _created(
 
 
 def _check_identity(root: Path, stored: StoredIdentity, identity: ModelIdentity | None) -> None:
-    if stored.format_version != FORMAT_VERSION:
+    if stored.format_version not in READABLE:
         raise ForeignStoreError(
-            f"store {root}: format version {stored.format_version}, this program writes {FORMAT_VERSION}; "
-            "use the release that wrote it, or another store.root"
+            f"store {root}: format version {stored.format_version}, this program reads "
+            f"{', '.join(map(str, READABLE))}; use the release that wrote it, or another store.root"
         )
     if identity is not None and identity != stored.model:
         raise ForeignStoreError(
@@ -84,6 +87,14 @@ def _check_marker(root: Path, catalog: Catalog, stored: StoredIdentity, *, read_
         f"catalog {catalog.name} belongs to store {stored.store_id}, but {root} is {store_id or 'no store'}; "
         "check store.root and store.catalog_url"
     )
+
+
+def _upgraded(root: Path, catalog: Catalog, stored: StoredIdentity) -> StoredIdentity:
+    """Says that files of this version may follow, so that an older program refuses the store as a whole."""
+    stored = replace(stored, format_version=FORMAT_VERSION)
+    _write_marker(root, stored)
+    catalog.upgrade(FORMAT_VERSION)  # last: until then the next opening does this again
+    return stored
 
 
 def _marked_id(root: Path) -> str | None:

@@ -8,8 +8,10 @@ from typing import Any, Literal, get_args
 
 from streamkv.types import Geometry
 
-FORMAT_VERSION = 1
-"""Of segment files and of the catalog; docs/format.md. A reader refuses any other by name."""
+FORMAT_VERSION = 2
+"""Of segment files and of the catalog, as this program writes them; docs/format.md."""
+READABLE = (1, FORMAT_VERSION)
+"""Versions that it reads; any other is refused by name."""
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -113,7 +113,7 @@ def decode_parts(footage: Footage, encoder: MeanEncoder) -> DecodeParts:
 
 
 def prefill_parts(root: Path) -> PrefillParts:
-    return PrefillParts(CountingEngine(), IDENTITY, torch.device("cpu"), root, partial(recall, root))
+    return PrefillParts(CountingEngine(), IDENTITY, torch.device("cpu"), root, "fp16", partial(recall, root))
 
 
 class Mortal:

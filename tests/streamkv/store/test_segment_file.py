@@ -147,7 +147,7 @@ def test_another_program_reads_it_by_the_specification(tmp_path: Path) -> None:
     text = metadata[b"streamkv.header"]
     assert int(metadata[b"streamkv.header_crc32"], 16) == zlib.crc32(text)
     header = json.loads(text)
-    assert (header["format_version"], header["codec"]) == (1, "raw")
+    assert (header["format_version"], header["codec"]) == (2, "raw")
     assert (header["stream_id"], header["segment_no"], header["epoch"]) == ("cam", 7, 2)
     vectors = base64.b64decode(metadata[b"streamkv.summary_vectors"])
     assert zlib.crc32(vectors) == header["summary_vectors_crc32"]
@@ -263,10 +263,11 @@ def test_buffers_are_checked_once(
 def test_other_format_version_and_codec_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamkv.store.header.FORMAT_VERSION", 2)
+    monkeypatch.setattr("streamkv.store.header.FORMAT_VERSION", 3)
+    monkeypatch.setattr("streamkv.store.header.READABLE", (3,))  # the writer looks at what it wrote
     place = write_segment(tmp_path, IDENTITY, "cam", 1, make_kv())
     monkeypatch.undo()
-    with pytest.raises(ForeignStoreError, match="format version 2, this program reads 1"):
+    with pytest.raises(ForeignStoreError, match="format version 3, this program reads 1, 2"):
         SegmentFile(tmp_path / place.path)
     place = write_segment(tmp_path, IDENTITY, "cam", 2, make_kv())
     monkeypatch.setattr(segment_file, "CODECS", ("int4",))

@@ -363,7 +363,7 @@ def test_store_of_another_format_is_refused(store: SegmentStore) -> None:
     with sqlite3.connect(store.root / "catalog.sqlite") as database:
         database.execute("UPDATE store SET format_version = 7")
     database.close()
-    with pytest.raises(ForeignStoreError, match="format version 7, this program writes 1"):
+    with pytest.raises(ForeignStoreError, match="format version 7, this program reads 1, 2"):
         SegmentStore.open(store.root, identity=IDENTITY)
 
 
