@@ -142,13 +142,15 @@ class Agreement(TopK):
         self.is_adaptive = True
 
     def agree(self, candidates: Sequence[Candidates]) -> np.ndarray | None:
-        return np.array(agreed_segments(candidates, self.config.agree_segments), np.int64)
+        best = agreed_segments(candidates, self.config.agree_segments, self.config.agree_share)
+        return np.array(best, np.int64)
 
 
-def agreed_segments(candidates: Sequence[Candidates], count: int) -> list[int]:
+def agreed_segments(candidates: Sequence[Candidates], count: int, share: float = 0.0) -> list[int]:
     """The `count` segments with the highest sums, over layers, of their best block's z-score, best first.
 
-    In a layer where a segment is no candidate it counts as that layer's lowest. Of equals the earlier one.
+    Z-scores count from the layer's lowest; that is what a segment gets where it is no candidate. Of equals the
+    earlier one. A segment with less than `share` of the best one's sum is left out.
     """
     sums: dict[int, float] = {}
     for c in candidates:
@@ -159,7 +161,8 @@ def agreed_segments(candidates: Sequence[Candidates], count: int) -> list[int]:
         z = (best - best.mean()) / (best.std() or 1.0)
         for no, above_lowest in zip(nos.tolist(), (z - z.min()).tolist(), strict=True):
             sums[no] = sums.get(no, 0.0) + above_lowest
-    return sorted(sums, key=lambda no: (-sums[no], no))[:count]
+    ranked = sorted(sums, key=lambda no: (-sums[no], no))[:count]
+    return [no for no in ranked if sums[no] >= share * sums[ranked[0]]]
 
 
 class Recent(Retriever):

@@ -275,3 +275,11 @@ def test_agreeing_layers_read_the_agreed_segments_and_the_latest_blocks() -> Non
 def test_agreeing_on_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="agree_segments"):
         retriever_of(policy="agree", agree_segments=0)
+
+
+def test_segments_far_below_the_best_are_left_out() -> None:
+    layer = candidates_of((0, 10.0), (1, 9.0), (2, 4.0), (3, 0.0))
+    assert agreed_segments([layer], 4) == [0, 1, 2, 3]
+    assert agreed_segments([layer], 4, share=0.5) == [0, 1]
+    assert agreed_segments([layer], 4, share=0.3) == [0, 1, 2]
+    assert agreed_segments([layer], 4, share=1.0) == [0]
