@@ -133,7 +133,9 @@ class RetrieveConfig:
     candidate_segments: int = 64
     """Segments taken from each layer's index, whose blocks are then scored; 0 scores every block (exact)."""
     agree_segments: int = 3
-    """Policy `agree`: segments that all layers together choose, and then read nothing else."""
+    """Policy `agree`: at most this many segments, which all layers choose together, and then read nothing else."""
+    agree_share: float = 0.0
+    """Policy `agree`: leave out segments with less than this share of the best one's score."""
     similarity: Literal["dot", "cosine"] = "dot"
     """Of the question and a block; as `compress.similarity`. The index finds candidates by dot product."""
     budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(tau=0.5))
@@ -196,6 +198,19 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
+class AgeingStep:
+    """From which age on a segment is stored in which codec."""
+
+    after_s: float = 0.0
+    """Seconds since it was committed."""
+    codec: str = "int8"
+    """A name of `store.codec`. One that would not make the file smaller changes nothing."""
+
+    def __post_init__(self) -> None:
+        _check([_need(self.after_s >= 0, "store.ageing.after_s", self.after_s, ">= 0")])
+
+
+@dataclass(frozen=True)
 class StoreConfig:
     root: str = ".streamkv/store"
     """Folder of the segment store."""
@@ -203,6 +218,8 @@ class StoreConfig:
     """SQLAlchemy URL; empty: SQLite in the store's folder."""
     codec: str = "fp16"
     """How keys and values are stored: `raw`, `fp16`, `int8`, `int4`; each file says which (docs/format.md)."""
+    ageing: list[AgeingStep] = field(default_factory=list)
+    """What `streamkv store age` does to old segments, e.g. `[{after_s: 86400, codec: int8}]`; empty: nothing."""
 
 
 @dataclass(frozen=True)
