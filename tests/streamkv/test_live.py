@@ -284,17 +284,19 @@ def test_a_camera_that_sends_sound_alone_is_timed_out(tmp_path: Path, quick: Non
         container.mux(sound.encode(None))
     data = path.read_bytes()
 
+    hang_up = threading.Event()
+
     def trickle(client: socket.socket, number: int) -> None:
         half = len(data) // 2
         client.sendall(data[:half])
-        for at in range(half, len(data), 188):
-            client.sendall(data[at : at + 188])
-            time.sleep(0.05)
+        while not hang_up.wait(0.05):
+            client.sendall(data[half:])
 
     with camera(trickle) as port, Watch(f"tcp://127.0.0.1:{port}", timeout_s=1.5) as watch:
-        watch.until(lambda: watch.source.outage is not None, 10)
-        assert watch.source.outage is not None
-        assert re.search("not answer in time|no picture for 1.5 s", watch.source.outage.reason)
+        watch.until(lambda: watch.source.outage is not None, 20)
+        hang_up.set()
+    assert watch.source.outage is not None
+    assert re.search("not answer in time|no picture for 1.5 s", watch.source.outage.reason)
 
 
 def test_one_that_reconnects_all_the_time_neither_spins_nor_floods_the_log(
