@@ -49,6 +49,9 @@ def evaluate(
     quick: Annotated[
         bool, typer.Option("--quick", help="A small townsquare, in two or three minutes.")
     ] = False,
+    lengths: Annotated[
+        str, typer.Option(help="Only worlds of these minutes, such as 2,10.", show_default=False)
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, max=999, help="Of the worlds and questions.")] = 0,
     annotations: Annotated[
         Path | None,
@@ -84,13 +87,25 @@ def evaluate(
         variants = make_variants(path, overrides or (), names, variant or ())
         if ablations:
             variants += ablation_rows(path, overrides or ())
-        suites = _suites(suite, folder, seed, annotations, videos, quick=quick)
-        here = folder / f"{suite}{'-quick' if quick else ''}-{seed}"
+        minutes = _numbers(lengths)
+        suites = _suites(suite, folder, seed, annotations, videos, quick=quick, lengths=minutes)
+        here = folder / "-".join(
+            [suite, *(["quick"] if quick else []), *(f"{m:g}m" for m in minutes), str(seed)]
+        )
         report = _measure(settings, suites, variants, here, folder, seed, workers or os.cpu_count() or 1)
         if as_json:
             print_json(report)
         else:
             _print_tables(report, here)
+
+
+def _numbers(text: str) -> list[float]:
+    from streamkv.errors import SuiteError
+
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as exc:
+        raise SuiteError(f"--lengths: got {text!r}, need minutes with commas, such as 2,10") from exc
 
 
 def _config_path(name: str) -> Path:
@@ -101,14 +116,21 @@ def _config_path(name: str) -> Path:
 
 
 def _suites(
-    name: str, folder: Path, seed: int, annotations: Path | None, videos: Path | None, *, quick: bool
+    name: str,
+    folder: Path,
+    seed: int,
+    annotations: Path | None,
+    videos: Path | None,
+    *,
+    quick: bool,
+    lengths: Sequence[float],
 ) -> list[Suite]:
     from streamkv.errors import SuiteError
     from streamkv.evaluation.benchmarks import BENCHMARKS
     from streamkv.evaluation.townsquare import townsquare_suites
 
     if name == TOWNSQUARE:
-        return list(townsquare_suites(seed, folder / "worlds", quick=quick))
+        return list(townsquare_suites(seed, folder / "worlds", quick=quick, lengths=lengths))
     if name not in BENCHMARKS:
         raise SuiteError(f"--suite: unknown {name!r}; known: {', '.join([TOWNSQUARE, *BENCHMARKS])}")
     if annotations is None or videos is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from streamkv.errors import SuiteError
 from streamkv.evaluation.types import EvalQuestion, EvalVideo
 from streamkv.townsquare import make_questions, make_world, write_video
 
@@ -61,6 +62,18 @@ SIZES = ((2.0, 10, 40), (10.0, 4, 100), (60.0, 2, 200))
 QUICK_SIZES = ((2.0, 2, 24), (10.0, 1, 48))
 
 
-def townsquare_suites(seed: int, folder: Path, *, quick: bool = False) -> list[TownSquareSuite]:
-    """The published suites, or small ones that take a minute or two."""
-    return [TownSquareSuite(*size, seed, folder) for size in (QUICK_SIZES if quick else SIZES)]
+def townsquare_suites(
+    seed: int, folder: Path, *, quick: bool = False, lengths: Sequence[float] = ()
+) -> list[TownSquareSuite]:
+    """The published suites, or small ones that take a minute or two; `lengths`: only those of so many minutes.
+
+    Raises:
+        SuiteError: no suite has one of these lengths.
+    """
+    sizes = QUICK_SIZES if quick else SIZES
+    known = [minutes for minutes, _, _ in sizes]
+    for minutes in lengths:
+        if minutes not in known:
+            allowed = ", ".join(f"{m:g}" for m in known)
+            raise SuiteError(f"--lengths: got {minutes:g}, allowed {allowed} (minutes of a world)")
+    return [TownSquareSuite(*size, seed, folder) for size in sizes if not lengths or size[0] in lengths]

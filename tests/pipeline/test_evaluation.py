@@ -69,7 +69,9 @@ def test_each_ablation_changes_something_and_no_two_are_alike() -> None:
     rows = ablations(DEMO, ())
     methods = [(row.method, row.codec) for row in (ours, *rows)]
     assert len({repr(method) for method in methods}) == len(methods)
-    assert {"uniform segments", "no summary", "uniform budgets", "keep 0.4", "keep 1.0"} <= {r.name for r in rows}
+    assert {"uniform segments", "no summary", "uniform budgets", "keep 0.4", "keep 1.0"} <= {
+        r.name for r in rows
+    }
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,8 @@ def test_each_ablation_changes_something_and_no_two_are_alike() -> None:
         (["--suite", "nothing"], "unknown 'nothing'"),
         (["--suite", "streamingbench"], "--annotations"),
         (["--preset", "magic"], "unknown 'magic'"),
+        (["--lengths", "7"], "allowed 2, 10, 60"),
+        (["--lengths", "ten"], "need minutes"),
         (["method.n_loca1=3"], "n_loca1"),
     ],
 )
