@@ -4,6 +4,7 @@
     <root>/catalog.sqlite                                      the catalog, unless a URL names another
     <root>/streams/<stream id>/<segment no>.e<epoch>.<checksum>.arrow
     <root>/streams/<stream id>/.<segment no>.e<epoch>.<nonce>.tmp
+    <root>/vectors/<stream id>.bin                             its summary vectors once more, to open it fast
 
 The epoch in a name keeps a stale writer from another's files; the checksum keeps a writer that repeats a
 segment with other bytes from replacing the file that a row already names.
@@ -20,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from streamkv.errors import StreamIdError
 
 STREAMS = "streams"
+VECTORS = "vectors"
 MARKER = "store.json"
 CATALOG = "catalog.sqlite"
 
@@ -40,6 +42,10 @@ def check_stream_id(stream_id: str) -> str:
 
 def stream_folder(root: Path, stream_id: str) -> Path:
     return root / STREAMS / check_stream_id(stream_id)
+
+
+def vectors_path(root: Path, stream_id: str) -> Path:
+    return root / VECTORS / f"{check_stream_id(stream_id)}.bin"
 
 
 def segment_path(stream_id: str, segment_no: int, epoch: int, checksum: str) -> str:

@@ -22,6 +22,7 @@ from streamkv.store.catalog import Catalog, Progress
 from streamkv.store.index import SummaryIndex, faster
 from streamkv.store.records import ModelIdentity, SegmentPlace
 from streamkv.store.segment_file import SegmentFile, torch_dtype
+from streamkv.store.vectors import SummaryVectors
 from streamkv.types import Geometry, LayerBlocks, cat_blocks
 
 _INDEX_AT_ONCE = 1024
@@ -163,17 +164,23 @@ def _runs(segment_nos: np.ndarray, slots: np.ndarray) -> Iterator[tuple[int, int
 
 
 class StreamReader:
-    """Follows one stream. Opening reads every segment's summary vectors; nothing is encoded again.
+    """Follows one stream. Opening reads every segment's row and summary vectors, and opens no segment's file.
 
     Threads may share one: each `refresh` returns a snapshot that is its caller's to read.
     """
 
     def __init__(
-        self, stream_id: str, catalog: Catalog, files: SegmentFiles, identity: ModelIdentity
+        self,
+        stream_id: str,
+        catalog: Catalog,
+        files: SegmentFiles,
+        vectors: SummaryVectors,
+        identity: ModelIdentity,
     ) -> None:
         self.stream_id = stream_id
         self._catalog = catalog
         self._files = files
+        self._vectors = vectors
         self._lock = threading.Lock()
         self._snapshot = self._empty = StreamSnapshot(stream_id, identity, files)
         self._progress = Progress(born_epoch=-1, next_segment_no=0)
@@ -217,9 +224,19 @@ class StreamReader:
 
     def _grown(self, before: StreamSnapshot, places: list[SegmentPlace]) -> StreamSnapshot:
         index = before._index
-        for i in range(0, len(places), _INDEX_AT_ONCE):
-            some = places[i : i + _INDEX_AT_ONCE]
-            vectors = np.stack([self._files.get(place).summary_vectors() for place in some])
-            index = index.added(np.array([place.segment_no for place in some]), vectors)
+        if places:
+            vectors, noted = self._vectors.read(places)
+            nos = np.array([place.segment_no for place in places])
+            index = index.added(nos[noted], vectors if noted.all() else vectors[noted])
+            missing = [place for place, is_noted in zip(places, noted, strict=True) if not is_noted]
+            for i in range(0, len(missing), _INDEX_AT_ONCE):
+                index = self._added_from_files(index, missing[i : i + _INDEX_AT_ONCE])
         all_places = before._places | {place.segment_no: place for place in places}
         return StreamSnapshot(before.stream_id, before.identity, self._files, all_places, index)
+
+    def _added_from_files(self, index: SummaryIndex, places: list[SegmentPlace]) -> SummaryIndex:
+        """Of segments whose vectors are not noted; they are from now on."""
+        vectors = np.stack([self._files.get(place).summary_vectors() for place in places])
+        for place, vectors_Lc in zip(places, vectors, strict=True):
+            self._vectors.write(place, vectors_Lc)
+        return index.added(np.array([place.segment_no for place in places]), vectors)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from streamkv.store.opening import open_catalog
 from streamkv.store.reader import SegmentFiles, StreamReader, check_belongs
 from streamkv.store.records import Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
 from streamkv.store.segment_file import SegmentFile
+from streamkv.store.vectors import SummaryVectors
 
 MAX_OPEN_FILES = 1024
 """Segment files that a store keeps mapped; Linux allows a process 65,530 maps."""
@@ -62,6 +64,7 @@ class SegmentStore:
         self.read_only = read_only
         self._catalog = catalog
         self._files = SegmentFiles(root, identity, max_open_files)
+        self._vectors = SummaryVectors(root, identity, read_only=read_only)
 
     def close(self) -> None:
         """Lets go of the catalog. Snapshots that were handed out can still be read."""
@@ -138,7 +141,11 @@ class SegmentStore:
         """
         self._check_writable()
         self._check_place(place)
-        return self._catalog.commit(place)
+        if not self._catalog.commit(place):
+            return False
+        with suppress(CorruptSegmentError):  # whoever reads the segment says so
+            self._vectors.write(place, SegmentFile(self.root / place.path).summary_vectors())
+        return True
 
     def collect_orphans(self, stream_id: str) -> list[str]:
         """Removes what earlier writers left uncommitted; returns those paths, relative to the root.
@@ -158,8 +165,8 @@ class SegmentStore:
     # ---- reading
 
     def reader(self, stream_id: str) -> StreamReader:
-        """Follows one stream; opening reads its summary vectors. Readers of a store share its open files."""
-        return StreamReader(stream_id, self._catalog, self._files, self.identity)
+        """Follows one stream; opening opens no segment. Readers of a store share its open files."""
+        return StreamReader(stream_id, self._catalog, self._files, self._vectors, self.identity)
 
     def segments(self, stream_id: str, start: int, limit: int) -> list[SegmentPlace]:
         """Up to `limit` committed segments from number `start` on, in order."""
@@ -211,6 +218,7 @@ class SegmentStore:
         """Removes a stream's files up to an epoch, then its folder if empty; returns what could not be."""
         failed = self._unlink(layout.stored_files(self.root, stream_id, before_epoch=epoch + 1))
         layout.remove_if_empty(self.root, stream_id)
+        self._vectors.remove(stream_id)
         return failed
 
     def _unlink(self, paths: Iterable[str]) -> list[str]:

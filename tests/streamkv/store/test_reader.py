@@ -203,7 +203,7 @@ def test_missing_file_is_named(store: SegmentStore) -> None:
     place = store_segment(store, "cam", epoch, make_kv(0))
     (store.root / place.path).unlink()
     with pytest.raises(CorruptSegmentError, match=f"{Path(place.path).name}.*missing"):
-        store.reader("cam")
+        store.reader("cam").snapshot.table(0)
 
 
 def test_few_files_stay_open_and_each_is_checked_once(

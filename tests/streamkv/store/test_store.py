@@ -328,7 +328,7 @@ def test_verify_names_missing_altered_swapped_and_extra_files(store: SegmentStor
     ]
     assert "segment 4 of stream 'cam'" in str(store.verify()[3])
     with pytest.raises(CorruptSegmentError, match=paths[0].name):
-        store.reader("cam")
+        store.reader("cam").snapshot.table(0)
 
 
 # ---------------------------------------------------------------- opening
@@ -374,7 +374,7 @@ def test_segment_file_of_another_model_is_refused(store: SegmentStore) -> None:
     foreign = write_segment(store.root / "other", other, "cam", epoch, make_kv(0))
     shutil.copy(store.root / "other" / foreign.path, store.root / place.path)
     with pytest.raises(ForeignStoreError, match="fingerprint: 'town-2' against 'town-1'"):
-        store.reader("cam")
+        store.reader("cam").snapshot.table(0)
 
 
 def test_nothing_is_made_without_an_identity(tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_root_with_odd_characters_works(tmp_path: Path) -> None:
         store.add_stream("cam", "file:x")
         filled(store, 1)
         assert store.verify() == []
-    assert sorted(path.name for path in root.iterdir()) == ["catalog.sqlite", "store.json", "streams"]
+    assert {path.name for path in root.iterdir()} == {"catalog.sqlite", "store.json", "streams", "vectors"}
 
 
 def test_store_made_by_many_at_once_is_one(tmp_path: Path) -> None:
