@@ -47,7 +47,9 @@ PHASES = ("query", "search", "fetch", "prefill", "first_token")
 class SyntheticVideo:
     """A `VideoMemory` of any length: block i of a layer has its own mean key and the pool's keys and values."""
 
-    def __init__(self, geometry: Geometry, num_segments: int, blocks: int, *, indexed: bool, seed: int) -> None:
+    def __init__(
+        self, geometry: Geometry, num_segments: int, blocks: int, *, indexed: bool, seed: int
+    ) -> None:
         self.geometry = geometry
         self.num_segments, self.blocks = num_segments, blocks
         rng = np.random.default_rng(seed)
@@ -131,7 +133,9 @@ class Transformers64:
         from streamkv.townsquare.draw import draw_moment
 
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        self._model = LlavaOnevisionForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32
+        ).eval()
         world = make_world(7, frames * 2 / 60)
         pictures = [draw_moment(world, 2.0 * i) for i in range(frames)]
         self._pixels = read_frame_normaliser(folder)(pictures, torch.device("cpu"), torch.float32)[None]
@@ -167,7 +171,9 @@ def by_turns(ways: dict[str, Callable[[str], Any]], questions: Sequence[str]) ->
     return taken
 
 
-def measure(config: PipelineConfig, num_questions: int, *, quick: bool) -> tuple[list[Figure], dict[str, float]]:
+def measure(
+    config: PipelineConfig, num_questions: int, *, quick: bool
+) -> tuple[list[Figure], dict[str, float]]:
     torch.set_num_threads(max(1, config.model.threads))
     model = load_model(config.model)
     geometry = model.geometry
@@ -236,7 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = machine()
     config = load_settings("demo", given.overrides)
     figures, ms = measure(config, given.questions, quick=given.quick)
-    report(figures, about, as_json=given.json, median_ms={name: round(value, 3) for name, value in ms.items()})
+    report(
+        figures, about, as_json=given.json, median_ms={name: round(value, 3) for name, value in ms.items()}
+    )
     if not given.json:
         base = ms["streamkv, 10,000 frames"]
         table("first token", [(n, v, v / base) for n, v in ms.items()], ("ms", "x ours"))
