@@ -15,7 +15,9 @@ To these errors float16's own comes: 2^-11 of the group's largest magnitude, for
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +25,8 @@ from streamkv.errors import ConfigError
 from streamkv.types import Geometry
 
 FLOAT16_MAX = 65_504.0
+CACHED_NUMBERS = 100_000
+"""How many are decoded at a time."""
 
 
 class Codec(ABC):
@@ -37,8 +41,14 @@ class Codec(ABC):
         """(b, row_bytes) uint8."""
 
     @abstractmethod
+    def decode_into(self, parts: Sequence[Tensor], blocks_bNGd: Tensor, *, keys: bool) -> None:
+        """Fills contiguous blocks, of the type that was encoded, with the rows of all parts."""
+
     def decode(self, rows: Tensor, geometry: Geometry, dtype: torch.dtype, *, keys: bool) -> Tensor:
         """(b, N, G, d) of `dtype`."""
+        blocks_bNGd = torch.empty(shape_of(len(rows), geometry), dtype=dtype)
+        self.decode_into([rows], blocks_bNGd, keys=keys)
+        return blocks_bNGd
 
 
 class Cast(Codec):
@@ -58,6 +68,12 @@ class Cast(Codec):
         if stored != blocks_bNGd.dtype:
             blocks_bNGd = blocks_bNGd.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(stored)
         return blocks_bNGd.contiguous().flatten(1).view(torch.uint8)
+
+    def decode_into(self, parts: Sequence[Tensor], blocks_bNGd: Tensor, *, keys: bool) -> None:
+        flat, stored, at = blocks_bNGd.flatten(1), self._stored(blocks_bNGd.dtype), 0
+        for rows in parts:
+            flat[at : at + len(rows)].copy_(rows.view(stored))
+            at += len(rows)
 
     def decode(self, rows: Tensor, geometry: Geometry, dtype: torch.dtype, *, keys: bool) -> Tensor:
         return rows.view(self._stored(dtype)).view(shape_of(len(rows), geometry)).to(dtype)
@@ -88,14 +104,25 @@ class Steps(Codec):
         parts = [lowest.flatten(1).view(torch.uint8), spread.flatten(1).view(torch.uint8), self._pack(codes)]
         return torch.cat(parts, dim=1)
 
-    def decode(self, rows: Tensor, geometry: Geometry, dtype: torch.dtype, *, keys: bool) -> Tensor:
-        N, G, d = geometry.frame_tokens, geometry.num_kv_heads, geometry.head_dim
-        group = (len(rows), 1, G, d) if keys else (len(rows), N, G, 1)
-        size = 2 * (G * d if keys else N * G)
-        lowest = _halves(rows[:, :size]).view(group).float()
-        spread = _halves(rows[:, size : 2 * size]).view(group).float()
-        codes = self._unpack(rows[:, 2 * size :], N * G * d).view(shape_of(len(rows), geometry))
-        return torch.addcmul(lowest, codes.float(), spread, value=2 / self._levels).to(dtype)
+    def decode_into(self, parts: Sequence[Tensor], blocks_bNGd: Tensor, *, keys: bool) -> None:
+        """Joins the rows, which are small, then decodes a few at a time, while they are in the processor's cache."""
+        rows = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+        step = max(1, CACHED_NUMBERS // blocks_bNGd[:1].numel()) if len(rows) else 1
+        for few, blocks in zip(torch.split(rows, step), torch.split(blocks_bNGd, step), strict=True):
+            if blocks.dtype == torch.float32:
+                self._decode(few, blocks, keys=keys)
+            else:
+                wide = torch.empty(blocks.shape)
+                self._decode(few, wide, keys=keys)
+                blocks.copy_(wide)
+
+    def _decode(self, rows: Tensor, blocks_bNGd: Tensor, *, keys: bool) -> None:
+        b, N, G, d = blocks_bNGd.shape
+        group, size = ((b, 1, G, d), G * d) if keys else ((b, N, G, 1), N * G)
+        lowest, spread = _halves(rows[:, : 4 * size]).view(b, 2, size).unbind(1)
+        codes = self._unpack(rows[:, 4 * size :], N * G * d)
+        blocks_bNGd.flatten(1).copy_(codes)
+        blocks_bNGd.mul_((spread * (2 / self._levels)).view(group)).add_(lowest.view(group))
 
     def _pack(self, codes: Tensor) -> Tensor:
         if self._bits == 8:
@@ -107,7 +134,11 @@ class Steps(Codec):
     def _unpack(self, packed: Tensor, count: int) -> Tensor:
         if self._bits == 8:
             return packed
-        return torch.stack([packed & 15, packed >> 4], dim=2).flatten(1)[:, :count]
+        # Two codes of a byte to the two bytes of a little-endian number; numpy, which has unsigned ones.
+        pairs = packed.numpy().astype(np.uint16)
+        pairs |= pairs << 4
+        pairs &= 0x0F0F
+        return torch.from_numpy(pairs.view(np.uint8)[:, :count])
 
 
 CODECS: dict[str, Codec] = {
@@ -120,8 +151,8 @@ CODECS: dict[str, Codec] = {
 
 
 def _halves(raw: Tensor) -> Tensor:
-    """Bytes as float16, flat; a copy, since a row of odd length begins anywhere."""
-    return raw.clone(memory_format=torch.contiguous_format).flatten().view(torch.float16)
+    """Bytes as float16, then float32; a copy, since a row of odd length begins anywhere."""
+    return raw.clone(memory_format=torch.contiguous_format).view(torch.float16).float()
 
 
 def make_codec(name: str) -> Codec:

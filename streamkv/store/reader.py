@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,12 @@ import torch
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
 from streamkv.memory import BlockTable, SegmentInfo
 from streamkv.store.catalog import Catalog, Progress
+from streamkv.store.codecs import Codec
 from streamkv.store.index import SummaryIndex, faster
 from streamkv.store.records import ModelIdentity, SegmentPlace
-from streamkv.store.segment_file import SegmentFile, torch_dtype
+from streamkv.store.segment_file import SegmentFile, StoredBlocks, torch_dtype
 from streamkv.store.vectors import SummaryVectors
-from streamkv.types import Geometry, LayerBlocks, cat_blocks
+from streamkv.types import Geometry, LayerBlocks
 
 _INDEX_AT_ONCE = 1024
 """Segments whose summary vectors are held twice, on their way into the index."""
@@ -123,31 +124,51 @@ class StreamSnapshot:
     def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
         """One copy, from the maps into the result; none when raw blocks lie side by side in one file.
 
-        Only these blocks are decoded.
+        Only these blocks are decoded, straight into the result.
         """
-        parts: list[LayerBlocks] = []
-        for no, start, stop in _runs(segment_nos, slots):
-            file = self._file(no)
-            total = file.header.layers[layer].num_blocks
-            if not 0 <= start < stop <= total:
-                raise StoreError(
-                    f"segment {no}, layer {layer}: got slots {start} to {stop - 1}, it has {total} blocks"
-                )
-            parts.append(file.blocks(layer, slice(start, stop)))
-        if len(parts) == 1:
-            return parts[0]
-        return cat_blocks(parts or [self._no_blocks()])
+        runs = list(_runs(segment_nos, slots))
+        if len(runs) == 1:
+            no, start, stop = runs[0]
+            return self._checked(no, layer, start, stop).blocks(layer, slice(start, stop))
+        g = self.geometry
+        shape = (len(slots), g.frame_tokens, g.num_kv_heads, g.head_dim)
+        keys_bNGd, values_bNGd = (
+            torch.empty(shape, dtype=torch_dtype(self.identity.dtype)) for _ in range(2)
+        )
+        frame_ids: list[int] = []
+        spans_s: list[tuple[float, float]] = []
+        for codec, parts in self._stored(layer, runs):
+            to = slice(len(frame_ids), len(frame_ids) + sum(len(part.frame_ids) for part in parts))
+            codec.decode_into([part.keys for part in parts], keys_bNGd[to], keys=True)
+            codec.decode_into([part.values for part in parts], values_bNGd[to], keys=False)
+            for part in parts:
+                frame_ids += part.frame_ids
+                spans_s += part.spans_s
+        return LayerBlocks(keys_bNGd, values_bNGd, tuple(frame_ids), tuple(spans_s))
+
+    def _stored(
+        self, layer: int, runs: list[tuple[int, int, int]]
+    ) -> Iterator[tuple[Codec, list[StoredBlocks]]]:
+        """The runs as they are stored; neighbours of one codec together."""
+        files = [(self._checked(no, layer, start, stop), start, stop) for no, start, stop in runs]
+        for codec, some in groupby(files, key=lambda run: run[0].codec):
+            yield codec, [file.stored(layer).sliced(start, stop) for file, start, stop in some]
+
+    def _checked(self, segment_no: int, layer: int, start: int, stop: int) -> SegmentFile:
+        """The segment's file, which has those slots."""
+        file = self._file(segment_no)
+        total = file.header.layers[layer].num_blocks
+        if not 0 <= start < stop <= total:
+            raise StoreError(
+                f"segment {segment_no}, layer {layer}: got slots {start} to {stop - 1}, it has {total} blocks"
+            )
+        return file
 
     def _file(self, segment_no: int) -> SegmentFile:
         place = self._places.get(segment_no)
         if place is None:
             raise StoreError(f"stream {self.stream_id!r}: no segment {segment_no} among {len(self._places)}")
         return self._files.get(place)
-
-    def _no_blocks(self) -> LayerBlocks:
-        g, dtype = self.geometry, torch_dtype(self.identity.dtype)
-        empty = torch.empty(0, g.frame_tokens, g.num_kv_heads, g.head_dim, dtype=dtype)
-        return LayerBlocks(empty, empty, (), ())
 
 
 def _runs(segment_nos: np.ndarray, slots: np.ndarray) -> Iterator[tuple[int, int, int]]:

@@ -10,7 +10,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,19 @@ def schema_of(identity: ModelIdentity, codec: str) -> Any:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
 
 
+class StoredBlocks(NamedTuple):
+    """Blocks of a layer as they lie in the map: a row of bytes a block."""
+
+    keys: Tensor
+    values: Tensor
+    frame_ids: tuple[int, ...]
+    spans_s: tuple[tuple[float, float], ...]
+
+    def sliced(self, start: int, stop: int) -> StoredBlocks:
+        rows = slice(start, stop)
+        return StoredBlocks(self.keys[rows], self.values[rows], self.frame_ids[rows], self.spans_s[rows])
+
+
 class SegmentFile:
     """A segment's file in a memory map. Threads may share one.
 
@@ -57,12 +70,14 @@ class SegmentFile:
         self.path = path
         self._lock = threading.Lock()
         self._batches: dict[int, Any] = {}
+        self._layers: dict[int, StoredBlocks] = {}
         self._map = self._read(_map_file, path)
         self._reader = self._read(pa.ipc.open_file, self._map)
         metadata = self._reader.schema.metadata or {}
         self.header = self._read(SegmentHeader.from_metadata, metadata, str(path))
         self._encoded_vectors: bytes = metadata.get(SUMMARY_VECTORS, b"")
         self._check_shape()
+        self.codec = CODECS[self.header.codec]
         self.verified = verified or bytearray(1 + len(self.header.layers) * len(COLUMNS))
 
     @property
@@ -83,23 +98,38 @@ class SegmentFile:
 
     def blocks(self, layer: int, rows: slice = slice(None)) -> LayerBlocks:
         """The layer's blocks, or some of them; keys and values lie in the map unless the codec has to make them."""
-        total = self.header.layers[layer].num_blocks
-        starts = np.frombuffer(self._buffer(layer, "start_s"), np.float64, total)[rows].tolist()
-        ends = np.frombuffer(self._buffer(layer, "end_s"), np.float64, total)[rows].tolist()
+        stored, identity = self.stored(layer), self.header.identity
+        decode, geometry, dtype = self.codec.decode, identity.geometry, torch_dtype(identity.dtype)
         return LayerBlocks(
-            keys_bNGd=self._decoded(layer, "keys", rows),
-            values_bNGd=self._decoded(layer, "values", rows),
-            frame_ids=tuple(np.frombuffer(self._buffer(layer, "frame_id"), np.int32, total)[rows].tolist()),
-            spans_s=tuple(zip(starts, ends, strict=True)),
+            keys_bNGd=decode(stored.keys[rows], geometry, dtype, keys=True),
+            values_bNGd=decode(stored.values[rows], geometry, dtype, keys=False),
+            frame_ids=stored.frame_ids[rows],
+            spans_s=stored.spans_s[rows],
         )
 
-    def _decoded(self, layer: int, column: str, rows: slice) -> Tensor:
-        identity, is_keys = self.header.identity, column == "keys"
-        geometry, dtype = identity.geometry, torch_dtype(identity.dtype)
-        codec = CODECS[self.header.codec]
-        size = codec.row_bytes(geometry, dtype, keys=is_keys)
-        stored = self._tensor(layer, column, torch.uint8, (self.header.layers[layer].num_blocks, size))
-        return codec.decode(stored[rows], geometry, dtype, keys=is_keys)
+    def stored(self, layer: int) -> StoredBlocks:
+        """A layer's checked columns, looked up once: questions come for some of it again and again."""
+        found = self._layers.get(layer)
+        if found is None:
+            rows, identity = self.header.layers[layer].num_blocks, self.header.identity
+            geometry, dtype = identity.geometry, torch_dtype(identity.dtype)
+            keys, values = (
+                self._tensor(
+                    layer,
+                    name,
+                    torch.uint8,
+                    (rows, self.codec.row_bytes(geometry, dtype, keys=name == "keys")),
+                )
+                for name in ("keys", "values")
+            )
+            starts, ends = (
+                np.frombuffer(self._buffer(layer, name), np.float64, rows).tolist()
+                for name in ("start_s", "end_s")
+            )
+            frame_ids = np.frombuffer(self._buffer(layer, "frame_id"), np.int32, rows).tolist()
+            found = StoredBlocks(keys, values, tuple(frame_ids), tuple(zip(starts, ends, strict=True)))
+            self._layers[layer] = found
+        return found
 
     def segment_kv(self) -> SegmentKV:
         """The whole segment as it was written, or as its codec gives it back."""
