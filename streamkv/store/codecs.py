@@ -15,7 +15,7 @@ To these errors float16's own comes: 2^-11 of the group's largest magnitude, for
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from streamkv.types import Geometry
 
 FLOAT16_MAX = 65_504.0
 CACHED_NUMBERS = 100_000
-"""How many are decoded at a time."""
+"""How many are encoded or decoded at a time."""
 
 
 class Codec(ABC):
@@ -66,7 +66,8 @@ class Cast(Codec):
     def encode(self, blocks_bNGd: Tensor, *, keys: bool) -> Tensor:
         stored = self._stored(blocks_bNGd.dtype)
         if stored != blocks_bNGd.dtype:
-            blocks_bNGd = blocks_bNGd.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(stored)
+            # Beyond float16's largest they have become infinite.
+            blocks_bNGd = blocks_bNGd.to(stored).clamp_(-FLOAT16_MAX, FLOAT16_MAX)
         return blocks_bNGd.contiguous().flatten(1).view(torch.uint8)
 
     def decode_into(self, parts: Sequence[Tensor], blocks_bNGd: Tensor, *, keys: bool) -> None:
@@ -94,21 +95,30 @@ class Steps(Codec):
         return -(-count * self._bits // 8)
 
     def encode(self, blocks_bNGd: Tensor, *, keys: bool) -> Tensor:
+        _, N, G, d = blocks_bNGd.shape
+        size = (G * d if keys else N * G) * 4 + self._packed(N * G * d)
+        rows = torch.empty(len(blocks_bNGd), size, dtype=torch.uint8)
+        for few, blocks in _few_at_a_time(rows, blocks_bNGd):
+            self._encode(blocks.float(), few, keys=keys)
+        return rows
+
+    def _encode(self, blocks_bNGd: Tensor, rows: Tensor, *, keys: bool) -> None:
         axis = 1 if keys else 3
-        values = blocks_bNGd.float().clamp(-FLOAT16_MAX, FLOAT16_MAX)
-        lowest = values.amin(axis, keepdim=True).half()
+        lowest = blocks_bNGd.amin(axis, keepdim=True).clamp_(-FLOAT16_MAX, FLOAT16_MAX).half()
+        highest = blocks_bNGd.amax(axis, keepdim=True).clamp_(-FLOAT16_MAX, FLOAT16_MAX)
         # Half the range is stored, for a range of twice float16's largest; and no step of 0.
-        spread = ((values.amax(axis, keepdim=True) - lowest.float()) / 2).clamp(2**-14).half()
-        steps = (values - lowest.float()) * (self._levels / 2) / spread.float()
-        codes = steps.round().clamp(0, self._levels).to(torch.uint8).flatten(1)
-        parts = [lowest.flatten(1).view(torch.uint8), spread.flatten(1).view(torch.uint8), self._pack(codes)]
-        return torch.cat(parts, dim=1)
+        spread = ((highest - lowest.float()) / 2).clamp_(2**-14).half()
+        steps = (blocks_bNGd - lowest.float()).mul_((self._levels / 2) / spread.float())
+        codes = steps.round_().clamp_(0, self._levels).to(torch.uint8).cpu().flatten(1)
+        size = 2 * lowest[0].numel()
+        rows[:, :size] = lowest.flatten(1).view(torch.uint8)
+        rows[:, size : 2 * size] = spread.flatten(1).view(torch.uint8)
+        rows[:, 2 * size :] = self._pack(codes)
 
     def decode_into(self, parts: Sequence[Tensor], blocks_bNGd: Tensor, *, keys: bool) -> None:
         """Joins the rows, which are small, then decodes a few at a time, while they are in the processor's cache."""
         rows = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-        step = max(1, CACHED_NUMBERS // blocks_bNGd[:1].numel()) if len(rows) else 1
-        for few, blocks in zip(torch.split(rows, step), torch.split(blocks_bNGd, step), strict=True):
+        for few, blocks in _few_at_a_time(rows, blocks_bNGd):
             if blocks.dtype == torch.float32:
                 self._decode(few, blocks, keys=keys)
             else:
@@ -129,7 +139,9 @@ class Steps(Codec):
             return codes
         if codes.shape[1] % 2:
             codes = torch.nn.functional.pad(codes, (0, 1))
-        return codes[:, ::2] | codes[:, 1::2] << 4
+        # The two bytes of a little-endian number to one; numpy, which has unsigned ones.
+        pairs = codes.numpy().view(np.uint16)
+        return torch.from_numpy((pairs | pairs >> 4).astype(np.uint8))
 
     def _unpack(self, packed: Tensor, count: int) -> Tensor:
         if self._bits == 8:
@@ -153,6 +165,13 @@ CODECS: dict[str, Codec] = {
 def _halves(raw: Tensor) -> Tensor:
     """Bytes as float16, then float32; a copy, since a row of odd length begins anywhere."""
     return raw.clone(memory_format=torch.contiguous_format).view(torch.float16).float()
+
+
+def _few_at_a_time(rows: Tensor, blocks_bNGd: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks and their rows, so few that the processor's cache holds them."""
+    if len(rows):
+        few = max(1, CACHED_NUMBERS // blocks_bNGd[0].numel())
+        yield from zip(torch.split(rows, few), torch.split(blocks_bNGd, few), strict=True)
 
 
 def make_codec(name: str) -> Codec:
