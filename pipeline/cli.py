@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.commands import demo, eval, inspect, keys, server, streams
+from pipeline.commands import demo, eval, inspect, keys, server, store, streams
 
 app = typer.Typer(
     name="streamkv",
@@ -19,6 +19,7 @@ server.register(app)
 streams.register(app)
 inspect.register(app)
 keys.register(app)
+store.register(app)
 demo.register(app)
 eval.register(app)
 

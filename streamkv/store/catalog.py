@@ -7,7 +7,7 @@ its lock before it reads, so that two processes never decide on the same state.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
@@ -44,6 +44,21 @@ class Progress:
     next_segment_no: int
 
 
+@dataclass(frozen=True)
+class RestoredStream:
+    """A stream as its files tell it."""
+
+    stream_id: str
+    places: tuple[SegmentPlace, ...]  # by segment number; at least one
+    committed_at: tuple[float, ...]  # of each, seconds since 1970
+    gaps: tuple[Gap, ...]
+    detail: str
+
+
+_EPOCHS_AHEAD = 1_000
+"""Epochs that are passed over in a restored catalog: some may have been taken by writers that left no file."""
+
+
 class Catalog:
     """The catalog of one store. Threads may share one; each process opens its own."""
 
@@ -77,18 +92,18 @@ class Catalog:
 
     def _create(self, identity: StoredIdentity) -> StoredIdentity:
         with self._writing() as session:
-            Base.metadata.create_all(session.connection())
-            row = session.scalars(select(StoreRow).with_for_update()).first()
-            if row is None:
-                row = StoreRow(
-                    store_id=identity.store_id,
-                    format_version=identity.format_version,
-                    model_fingerprint=identity.model.fingerprint,
-                    geometry=asdict(identity.model.geometry),
-                    dtype=identity.model.dtype,
-                )
-                session.add(row)
-            return _identity_of(row)
+            return _identity_of(_store_row(session, identity))
+
+    def restore(self, identity: StoredIdentity, streams: Sequence[RestoredStream]) -> None:
+        """Makes a catalog with these streams and segments, in one transaction; StoreError when it has streams."""
+        with self._writing() as session:
+            store = _store_row(session, identity)
+            if session.scalars(select(StreamRow)).first():
+                raise StoreError(f"catalog {self.name}: has streams already; nothing was restored")
+            last = max((place.epoch for stream in streams for place in stream.places), default=0)
+            store.last_epoch = max(store.last_epoch, last) + _EPOCHS_AHEAD
+            for stream in streams:
+                _restore_stream(session, stream, identity.model.fingerprint)
 
     def upgrade(self, format_version: int) -> None:
         """Tables of earlier versions are the same; only what may stand in files differs."""
@@ -184,6 +199,19 @@ class Catalog:
             stream.resume_s = place.resume_s
             return True
 
+    def lose(self, place: SegmentPlace, reason: str) -> bool:
+        """Takes away the row of a segment whose file is lost, and notes the gap; False when it has changed."""
+        with self._writing() as session:
+            _locked(session, place.stream_id)
+            row = session.get(SegmentRow, (place.stream_id, place.segment_no))
+            if row is None or row.path != place.path:
+                return False
+            session.delete(row)
+            session.merge(
+                GapRow(stream_id=place.stream_id, start_s=row.start_s, end_s=row.end_s, reason=reason)
+            )
+            return True
+
     # ---- readers
 
     def progress(self, stream_id: str) -> Progress:
@@ -243,6 +271,47 @@ class Catalog:
 def _identity_of(row: StoreRow) -> StoredIdentity:
     model = ModelIdentity(row.model_fingerprint, Geometry(**row.geometry), row.dtype)
     return StoredIdentity(row.store_id, row.format_version, model)
+
+
+def _store_row(session: Session, identity: StoredIdentity) -> StoreRow:
+    """The store's row; made, and the tables too, when there is none."""
+    Base.metadata.create_all(session.connection())
+    row = session.scalars(select(StoreRow).with_for_update()).first()
+    if row is None:
+        row = StoreRow(
+            store_id=identity.store_id,
+            format_version=identity.format_version,
+            model_fingerprint=identity.model.fingerprint,
+            geometry=asdict(identity.model.geometry),
+            dtype=identity.model.dtype,
+            last_epoch=0,
+        )
+        session.add(row)
+    return row
+
+
+def _restore_stream(session: Session, stream: RestoredStream, fingerprint: str) -> None:
+    last = stream.places[-1]
+    session.add(
+        StreamRow(
+            id=stream.stream_id,
+            uri="",
+            state="stopped",
+            detail=stream.detail,
+            created_at=min(stream.committed_at),
+            born_epoch=_next_epoch(session),
+            epoch=max(place.epoch for place in stream.places),
+            config={},
+            fingerprint=fingerprint,
+            next_segment_no=last.segment_no + 1,
+            resume_s=last.resume_s,
+        )
+    )
+    session.flush()  # rows that name the stream come after it
+    for place in stream.places:
+        session.add(SegmentRow(**asdict(place)))
+    for gap in stream.gaps:
+        session.add(GapRow(stream_id=stream.stream_id, **asdict(gap)))
 
 
 def _next_epoch(session: Session) -> int:

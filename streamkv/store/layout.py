@@ -22,6 +22,7 @@ from streamkv.errors import StreamIdError
 
 STREAMS = "streams"
 VECTORS = "vectors"
+DAMAGED = "damaged"
 MARKER = "store.json"
 CATALOG = "catalog.sqlite"
 
@@ -70,9 +71,36 @@ def stored_files(root: Path, stream_id: str, *, before_epoch: int) -> Iterator[s
             yield path.relative_to(root).as_posix()
 
 
-def all_files(root: Path) -> set[str]:
-    """Every file under the streams' folder, whatever its name; relative to the root."""
-    return {path.relative_to(root).as_posix() for path in (root / STREAMS).rglob("*") if not path.is_dir()}
+def is_segment(path: str) -> bool:
+    """Whether a path relative to the root is one that a segment's file can have."""
+    folder, _, name = path.rpartition("/")
+    return folder.count("/") == 1 and _SEGMENT.fullmatch(name) is not None
+
+
+def is_temporary(path: str) -> bool:
+    return _TEMP.fullmatch(path.rpartition("/")[2]) is not None
+
+
+def checksum_of(path: str) -> str:
+    """The checksum in a segment file's name."""
+    return path.rsplit(".", 2)[1]
+
+
+def all_files(root: Path, stream_id: str | None = None) -> set[str]:
+    """Every file under the streams' folder, or one stream's, whatever its name; relative to the root."""
+    folder = root / STREAMS if stream_id is None else stream_folder(root, stream_id)
+    return {path.relative_to(root).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+
+
+def set_aside(root: Path, path: str) -> str:
+    """Moves a damaged file out of the way; its new path relative to the root, empty when it is not there."""
+    to = root / DAMAGED / path.partition("/")[2].replace("/", ".")
+    try:
+        to.parent.mkdir(exist_ok=True)
+        (root / path).replace(to)
+    except OSError:
+        return ""
+    return to.relative_to(root).as_posix()
 
 
 def remove_if_empty(root: Path, stream_id: str) -> None:

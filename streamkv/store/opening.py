@@ -23,8 +23,7 @@ def open_catalog(
     root: Path, catalog_url: str, identity: ModelIdentity | None, *, read_only: bool
 ) -> tuple[Catalog, ModelIdentity]:
     """The catalog of the store at `root`, and the model that the store is of. See `SegmentStore.open`."""
-    default = URL.create("sqlite", database=str(root / layout.CATALOG))
-    catalog = Catalog(catalog_url or default, read_only=read_only)
+    catalog = Catalog(catalog_url or default_url(root), read_only=read_only)
     try:
         known = bool(catalog_url) or (root / layout.CATALOG).is_file()
         stored = catalog.identity() if known else None
@@ -43,6 +42,11 @@ def open_catalog(
     return catalog, stored.model
 
 
+def default_url(root: Path) -> URL:
+    """The catalog's, unless store.catalog_url names another."""
+    return URL.create("sqlite", database=str(root / layout.CATALOG))
+
+
 def _created(
     root: Path, catalog: Catalog, identity: ModelIdentity | None, *, read_only: bool
 ) -> StoredIdentity:
@@ -54,10 +58,11 @@ def _created(
         if found is None:
             raise StoreError(
                 f"{root} holds segment files, but catalog {catalog.name} is new: restore the catalog that "
-                "belongs to them, or choose another store.root; nothing was changed"
+                "belongs to them, or make it from them with `streamkv store verify --repair`, or choose another "
+                "store.root; nothing was changed"
             )
         return found
-    store_id = _marked_id(root) or uuid.uuid4().hex
+    store_id = marked_id(root) or uuid.uuid4().hex
     return catalog.create(StoredIdentity(store_id, FORMAT_VERSION, identity))
 
 
@@ -76,11 +81,11 @@ def _check_identity(root: Path, stored: StoredIdentity, identity: ModelIdentity 
 
 def _check_marker(root: Path, catalog: Catalog, stored: StoredIdentity, *, read_only: bool) -> None:
     """Compares the root's marker; writes it when the store is new."""
-    store_id = _marked_id(root)
+    store_id = marked_id(root)
     if store_id is None and not read_only:
         if not catalog.streams():
-            _write_marker(root, stored)
-        store_id = _marked_id(root)  # again: another process may have written it, and then added a stream
+            write_marker(root, stored)
+        store_id = marked_id(root)  # again: another process may have written it, and then added a stream
     if store_id == stored.store_id:
         return
     raise ForeignStoreError(
@@ -92,12 +97,13 @@ def _check_marker(root: Path, catalog: Catalog, stored: StoredIdentity, *, read_
 def _upgraded(root: Path, catalog: Catalog, stored: StoredIdentity) -> StoredIdentity:
     """Says that files of this version may follow, so that an older program refuses the store as a whole."""
     stored = replace(stored, format_version=FORMAT_VERSION)
-    _write_marker(root, stored)
+    write_marker(root, stored)
     catalog.upgrade(FORMAT_VERSION)  # last: until then the next opening does this again
     return stored
 
 
-def _marked_id(root: Path) -> str | None:
+def marked_id(root: Path) -> str | None:
+    """The store's id in the root's marker; None when there is no marker."""
     path = root / layout.MARKER
     try:
         return str(json.loads(path.read_bytes())["store_id"])
@@ -107,7 +113,8 @@ def _marked_id(root: Path) -> str | None:
         raise StoreError(f"{path}: not a store's marker ({exc}); restore it") from exc
 
 
-def _write_marker(root: Path, stored: StoredIdentity) -> None:
+def write_marker(root: Path, stored: StoredIdentity) -> None:
+    """Durably; replaces one that is there."""
     text = json.dumps({"store_id": stored.store_id, "format_version": stored.format_version}, indent=1) + "\n"
     durable.make_folder(root)
     temp = root / f".{layout.MARKER}.{uuid.uuid4().hex}.tmp"

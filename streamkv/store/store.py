@@ -9,7 +9,7 @@ memory = store.reader("lobby").refresh()                   # what a question rea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,14 @@ from streamkv.store.vectors import SummaryVectors
 
 MAX_OPEN_FILES = 1024
 """Segment files that a store keeps mapped; Linux allows a process 65,530 maps."""
+
+
+def _why_extra(path: str) -> str:
+    if layout.is_temporary(path):
+        return "half-written; the stream's next writer removes it"
+    if layout.is_segment(path):
+        return "no row of the catalog names it; the stream's next writer removes it"
+    return "no row of the catalog names it, and it is none of the store's names; move it away"
 
 
 class SegmentStore:
@@ -174,17 +182,49 @@ class SegmentStore:
         stop = min(progress.next_segment_no, start + limit)
         return self._catalog.segments_between(stream_id, start, replace(progress, next_segment_no=stop))
 
-    def verify(self) -> list[Problem]:
+    def verify(
+        self, stream_id: str | None = None, on_file: Callable[[int, int], object] | None = None
+    ) -> list[Problem]:
         """Reads every committed byte and compares rows with files; empty when all is well.
 
-        A segment that is being written meanwhile is named as extra.
+        Of one stream, if one is named. A segment that is being written meanwhile is named as extra. `on_file` is
+        called with how many files are read, and of how many.
         """
         # Files before rows: a file that is committed in between is then known.
-        present = layout.all_files(self.root)
-        places = self._catalog.all_segments()
-        broken = [problem for place in places if (problem := self._problem(place))]
+        present = layout.all_files(self.root, stream_id)
+        places = self._catalog.all_segments(stream_id)
+        broken = []
+        for i, place in enumerate(places):
+            if problem := self._problem(place):
+                broken.append(problem)
+            if on_file is not None:
+                on_file(i + 1, len(places))
         extra = sorted(present - {place.path for place in places})
-        return broken + [Problem("extra", path, "no row of the catalog names it") for path in extra]
+        return broken + [Problem("extra", path, _why_extra(path)) for path in extra]
+
+    def repair(self, problems: Sequence[Problem]) -> list[str]:
+        """Does what can be done about what `verify` found; returns what was done, a line each.
+
+        A segment that is missing or damaged leaves its stream for a gap, its file goes to `damaged/`. Orphans of a
+        stream with a problem are removed, which takes it over from its writer. What is not the store's stays.
+        """
+        self._check_writable()
+        done = []
+        places = {place.path: place for place in self._catalog.all_segments()}
+        for problem in problems:
+            place = places.get(problem.path)
+            if problem.kind == "extra" or place is None:
+                continue
+            if self._catalog.lose(place, f"segment {place.segment_no} is {problem.kind}"):
+                self._files.forget(place.path)
+                kept = layout.set_aside(self.root, place.path)
+                done.append(f"{place.path}: its time is a gap now{f'; the file is {kept}' if kept else ''}")
+        streams = {info.stream_id for info in self.streams()}
+        for stream_id in sorted(streams & {problem.path.split("/")[1] for problem in problems}):
+            self._catalog.take_epoch(stream_id)
+            gone = [path for path in self.collect_orphans(stream_id) if not (self.root / path).exists()]
+            done += [f"{path}: removed" for path in gone]
+        return done
 
     # ---- inside
 

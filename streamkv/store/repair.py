@@ -1,0 +1,149 @@
+"""A store whose catalog is lost, from its segment files alone.
+
+Files say everything about segments, nothing about streams but their ids: a source's address may hold a password and
+stands in the catalog only. So a restored stream can be asked, and is `stopped`: nobody knows where its footage goes on.
+
+Of several whole files of one segment that of the latest epoch counts, since a writer that was taken over cannot commit
+any more; of those the smallest, which is the one that was aged last.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
+from streamkv.store import layout
+from streamkv.store.catalog import Catalog, RestoredStream, StoredIdentity
+from streamkv.store.opening import default_url, marked_id, write_marker
+from streamkv.store.records import FORMAT_VERSION, Gap, ModelIdentity, SegmentPlace
+from streamkv.store.segment_file import SegmentFile
+
+OnFile = Callable[[int, int], object]
+"""Called with how many files are read, and of how many."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A whole segment file."""
+
+    identity: ModelIdentity
+    place: SegmentPlace
+    written_at: float  # seconds since 1970
+
+
+def rebuild_catalog(root: Path, catalog_url: str = "", on_file: OnFile | None = None) -> list[str]:
+    """Makes the catalog that is missing, in one transaction; returns what was done, a line each.
+
+    Nothing happens, and nothing is returned, when there is a catalog. Damaged files go to `damaged/`. StoreError when
+    no segment file is whole, ForeignStoreError when files are of two models; then nothing is changed.
+    """
+    catalog = Catalog(catalog_url or default_url(root))
+    try:
+        known = bool(catalog_url) or (root / layout.CATALOG).is_file()
+        if known and catalog.identity() is not None:
+            return []
+        paths = [path for path in sorted(layout.all_files(root)) if layout.is_segment(path)]
+        found, damaged = [], []
+        for i, path in enumerate(paths):
+            if (whole := _read(root, path)) is not None:
+                found.append(whole)
+            else:
+                damaged.append(path)
+            if on_file is not None:
+                on_file(i + 1, len(paths))
+        if not found:
+            raise StoreError(
+                f"no store in {root}: neither a catalog nor a whole segment file; check store.root"
+            )
+        identity = found[0].identity
+        for other in found:
+            if other.identity != identity:
+                raise ForeignStoreError(
+                    f"{root / other.place.path}: of another model than {found[0].place.path}: "
+                    f"{other.identity.differences(identity)}; move the files of one of them away"
+                )
+        store_id = marked_id(root)
+        stored = StoredIdentity(store_id or uuid.uuid4().hex, FORMAT_VERSION, identity)
+        streams = _streams(found)
+        catalog.restore(stored, streams)
+        if store_id is None:
+            write_marker(root, stored)
+        aside = [f"{path}: damaged; it is {layout.set_aside(root, path)} now" for path in damaged]
+        return [*(_told(stream) for stream in streams), *aside]
+    finally:
+        catalog.close()
+
+
+def _read(root: Path, path: str) -> _Found | None:
+    """A file of which every byte is as it was written; None when it is not."""
+    try:
+        file = SegmentFile(root / path)
+        header, checksum = file.header, layout.checksum_of(path)
+        if layout.segment_path(header.stream_id, header.segment_no, header.epoch, checksum) != path:
+            return None
+        file.verify(checksum)
+    except CorruptSegmentError:
+        return None
+    place = SegmentPlace(
+        stream_id=header.stream_id,
+        segment_no=header.segment_no,
+        epoch=header.epoch,
+        path=path,
+        start_s=header.start_s,
+        end_s=header.end_s,
+        num_frames=header.num_frames,
+        num_source_frames=header.num_source_frames,
+        resume_s=header.resume_s,
+        kv_bytes=2 * header.identity.block_bytes * sum(layer.num_blocks for layer in header.layers),
+        file_bytes=file.num_bytes,
+        checksum=checksum,
+    )
+    return _Found(header.identity, place, (root / path).stat().st_mtime)
+
+
+def _streams(found: Sequence[_Found]) -> list[RestoredStream]:
+    best: dict[tuple[str, int], _Found] = {}
+    for one in sorted(found, key=lambda f: (f.place.epoch, -f.place.file_bytes)):
+        best[one.place.stream_id, one.place.segment_no] = one
+    streams = []
+    for stream_id in sorted({stream_id for stream_id, _ in best}):
+        kept = [best[key] for key in sorted(best) if key[0] == stream_id]
+        places = tuple(one.place for one in kept)
+        streams.append(
+            RestoredStream(
+                stream_id, places, tuple(one.written_at for one in kept), tuple(_gaps(places)), _DETAIL
+            )
+        )
+    return streams
+
+
+_DETAIL = "the catalog was made again from the files, which do not say what the stream's source is"
+
+
+def _gaps(places: Sequence[SegmentPlace]) -> list[Gap]:
+    """Where numbers are missing."""
+    first = places[0]
+    gaps = [Gap(0.0, first.start_s, _lost(0, first.segment_no))] if first.segment_no else []
+    for earlier, later in pairwise(places):
+        if later.segment_no > earlier.segment_no + 1:
+            gaps.append(
+                Gap(
+                    min(earlier.end_s, later.start_s),
+                    later.start_s,
+                    _lost(earlier.segment_no + 1, later.segment_no),
+                )
+            )
+    return gaps
+
+
+def _lost(start: int, stop: int) -> str:
+    return f"segment {start} is lost" if stop == start + 1 else f"segments {start} to {stop - 1} are lost"
+
+
+def _told(stream: RestoredStream) -> str:
+    lost = "".join(f"; {gap.reason}" for gap in stream.gaps)
+    return f"{stream.stream_id}: {len(stream.places)} segments are in the catalog again{lost}"

@@ -1,0 +1,68 @@
+"""`streamkv store`: what it prints, what it changes, and its exit statuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from pipeline.cli import app
+from streamkv.store import SegmentStore
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "streamkv" / "store"))
+from store_samples import IDENTITY, filled
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SegmentStore]:
+    """The home's store, with three segments of `cam` and one of `gate`."""
+    with SegmentStore.open(tmp_path / "store", identity=IDENTITY) as opened:
+        for name, count in (("cam", 3), ("gate", 1)):
+            opened.add_stream(name, f"file:{name}.mp4")
+            filled(opened, count, name)
+        yield opened
+
+
+def run(store: SegmentStore, *arguments: str, status: int = 0) -> Result:
+    result = runner.invoke(app, ["store", *arguments, "--home", str(store.root.parent)])
+    assert result.exit_code == status, result.output
+    return result
+
+
+def test_verify_names_problems_and_repairs_them(store: SegmentStore) -> None:
+    assert "all is well" in run(store, "verify").stdout
+    place = store.segments("cam", 1, 1)[0]
+    (store.root / place.path).unlink()
+    assert f"missing: {place.path}" in run(store, "verify", status=1).stdout
+    assert json.loads(run(store, "verify", "--stream", "gate", "--json").stdout) == {
+        "done": [],
+        "problems": [],
+    }
+    named = json.loads(run(store, "verify", "--json", status=1).stdout)["problems"]
+    assert [(p["kind"], p["path"], p["stream_id"]) for p in named] == [("missing", place.path, "cam")]
+    assert "its time is a gap now" in run(store, "verify", "--repair").stdout
+    assert "all is well" in run(store, "verify").stdout
+    assert "unknown" in run(store, "verify", "--stream", "nope", status=1).output
+
+
+def test_verify_makes_a_lost_catalog_again(store: SegmentStore) -> None:
+    store.close()
+    for path in store.root.glob("catalog.sqlite*"):
+        path.unlink()
+    assert "no store" in run(store, "verify", status=1).output
+    assert "cam: 3 segments are in the catalog again" in run(store, "verify", "--repair").stdout
+    assert "all is well" in run(store, "verify").stdout
+
+
+def test_repair_is_refused_while_the_server_is_up(
+    store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.launch.running", lambda home: object())
+    assert "stop it with: streamkv down" in run(store, "verify", "--repair", status=1).output
+    run(store, "verify")
