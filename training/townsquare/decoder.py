@@ -50,11 +50,12 @@ CURRICULUM = (  # accuracy on such clips at which the next ones start, latest sh
     (0.90, 0.62, ClipSpec(scenes=(2, 4), frames=(1, 2), questions=12)),
     (2.00, 1.00, ClipSpec(scenes=(1, 8), frames=(1, 3), questions=14, summary=0.5, drop=0.3)),
 )
-LONG = ClipSpec(scenes=(12, 26), frames=(1, 2), questions=14, drop=0.7, window=8)
+LONG = ClipSpec(scenes=(12, 36), frames=(1, 2), questions=14, drop=0.7, window=8)
 """Many scenes that differ by a minute: mean queries learn to find one of them, answers to be read among few."""
 LONG_ASKS: tuple[dict[str, tuple[str, ...]], ...] = (
     {},
     {"refs": ("thing",)},
+    {"kinds": ("order",)},
     {"kinds": ("order",)},
     {"refs": ("clock",)},
     {"kinds": ("number", "time", "count", "weather"), "refs": ("thing", "clock")},
