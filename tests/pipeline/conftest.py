@@ -7,17 +7,8 @@ from pathlib import Path
 
 import pytest
 from clips import steady, write_clip
-from live import LiveServer
+from live import SETTINGS, LiveServer
 from tiny import write_tiny_checkpoint
-
-SEGMENT_FRAMES = 8
-SAMPLE_FPS = 4
-SETTINGS = (
-    f"source.sample_fps={SAMPLE_FPS}",
-    "method.segment.policy=uniform",  # segments then depend on the count alone: runs can be compared
-    f"method.segment.max_frames={SEGMENT_FRAMES}",
-    "serve.max_new_tokens=8",
-)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,15 @@ from streamkv.store import SegmentStore
 
 START_S = 240
 
+SEGMENT_FRAMES = 8
+SAMPLE_FPS = 4
+SETTINGS = (
+    f"source.sample_fps={SAMPLE_FPS}",
+    "method.segment.policy=uniform",  # segments then depend on the count alone: runs can be compared
+    f"method.segment.max_frames={SEGMENT_FRAMES}",
+    "serve.max_new_tokens=8",
+)
+
 
 class LiveServer:
     """One home, with a server or without."""

@@ -133,7 +133,7 @@ def test_a_stream_is_drawn_in_the_terminal_and_as_a_png(home: Path, tmp_path: Pa
         assert 600 < image.height < 1400
     assert list(tmp_path.iterdir()) == [picture], "nothing is left beside it"
     assert sum(line.startswith("layer ") for line in result.output.splitlines()) == 2 * NUM_LAYERS
-    assert "threshold 0.94" in result.output
+    assert "threshold 0.85" in result.output
     assert QUESTION in result.output
     assert stored_bytes(home) == before
 

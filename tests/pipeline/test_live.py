@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
-from conftest import SAMPLE_FPS, SEGMENT_FRAMES
-from live import LiveServer, spans, wait_for_end, wait_until
+from live import SAMPLE_FPS, SEGMENT_FRAMES, LiveServer, spans, wait_for_end, wait_until
 
 from pipeline.client import Client, ServerError
 
@@ -61,6 +61,29 @@ def test_several_streams_in_and_answers_out(server: LiveServer, client: Client, 
     assert {"decode_s", "encode_s", "segment_s", "prefill_s", "write_s", "commit_s"} <= set(stats)
 
 
+def kept_frames(server: LiveServer, stream_id: str) -> list[tuple[int, ...]]:
+    """Of each layer, for the first segment."""
+    with server.store() as store:
+        memory = store.reader(stream_id).refresh()
+        tables = [memory.table(layer, np.array([0])) for layer in range(memory.geometry.num_layers)]
+        found = [memory.gather(layer, t.segment_nos, t.slots) for layer, t in enumerate(tables)]
+    return [blocks.frame_ids for blocks in found]
+
+
+def test_each_stream_keeps_what_its_own_words_say(server: LiveServer, client: Client, films: Path) -> None:
+    film = str(films / "short.mp4")
+    words = {"plain": "", "again": "", "dogs": "red bus dog", "where": "where"}
+    for name, guidance in words.items():
+        own = ["--guidance", guidance] if guidance else []
+        added = server.run("add", name, film, *own, "--wait", "--json")
+        assert json.loads(added.stdout)["guidance"] == guidance, added.stdout
+    listed = json.loads(server.run("ls", "--json").stdout)
+    assert {s["id"]: s["guidance"] for s in listed} == words
+    kept = {name: kept_frames(server, name) for name in words}
+    assert kept["plain"] == kept["again"]
+    assert len({str(kept[name]) for name in ("plain", "dogs", "where")}) == 3
+
+
 def test_streams_come_and_go_while_others_run(server: LiveServer, client: Client, films: Path) -> None:
     client.add_stream("long", str(films / "long.mp4"))
     client.add_stream("doomed", str(films / "long.mp4"))
@@ -104,7 +127,6 @@ def test_the_command_line_adds_lists_asks_and_removes(
         ("nothing-here.mp4", "no such file"),
         ("text.mp4", "cannot be opened"),
         ("empty.mp4", "0 bytes"),
-        (".", "not a file"),
     ],
 )
 def test_what_is_no_video_is_refused_and_not_registered(

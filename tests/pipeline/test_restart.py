@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import SETTINGS
-from live import LiveServer, wait_for_end, wait_until
+from live import SETTINGS, LiveServer, wait_for_end, wait_until
 from test_live import QUESTION, check_whole
 from tiny import write_tiny_checkpoint
 
@@ -27,7 +26,7 @@ def test_a_power_cut_costs_nothing_but_time(tmp_path: Path, tiny_checkpoint: Pat
             wait_for_end(client, "whole")
             answer = client.ask("whole", QUESTION)
             client.add_stream("a", str(films / "long.mp4"))
-            client.add_stream("b", str(films / "long.mp4"))
+            client.add_stream("b", str(films / "long.mp4"), "what signs say")
             wait_until(lambda: min(s["segments"] for s in client.streams()) > 2)
         server.kill_everything()
         with server.store() as store:
@@ -41,7 +40,8 @@ def test_a_power_cut_costs_nothing_but_time(tmp_path: Path, tiny_checkpoint: Pat
         assert orphans(cut_off) == [], "what the cut left is cleared away"
         with server.client() as client:
             again = client.ask("whole", QUESTION)
-            wait_for_end(client, "a", "b")
+            ended = wait_for_end(client, "a", "b")
+            assert (ended["a"]["guidance"], ended["b"]["guidance"]) == ("", "what signs say")
         assert again | {"timings_ms": 0} == answer | {"timings_ms": 0}, "nothing was encoded again"
         for stream_id, seconds in (("whole", 10), ("a", 150), ("b", 150)):
             check_whole(server, stream_id, seconds)
