@@ -19,6 +19,7 @@ from streamkv.engine import Engine
 from streamkv.errors import ConfigError
 from streamkv.memory import InMemoryVideo
 from streamkv.models import VideoLLM
+from streamkv.store import codecs
 
 PAGE = Path(__file__).parents[2] / "docs" / "policies.md"
 REGISTRIES = (
@@ -27,18 +28,22 @@ REGISTRIES = (
     (budget, "BUDGETS"),
     (compression, "COMPRESSORS"),
     (retrieval, "RETRIEVERS"),
+    (codecs, "CODECS"),
 )
 ALL_KINDS = """
 from streamkv import budget, compression, retrieval, segmentation
+from streamkv.store import codecs
 segmentation.SEGMENT_POLICIES["mine"] = segmentation.UniformPolicy
 segmentation.SIMILARITIES["mine"] = segmentation.dot
 budget.BUDGETS["mine"] = budget.uniform_targets
 compression.COMPRESSORS["mine"] = compression.Guided
 retrieval.RETRIEVERS["mine"] = retrieval.TopK
+codecs.CODECS["mine"] = codecs.CODECS["raw"]
 """
 ALL_KEYS = (
-    *("segment.policy", "segment.similarity", "compress.policy", "compress.budget.policy"),
-    *("retrieve.policy", "retrieve.budget.policy"),
+    *("method.segment.policy", "method.segment.similarity", "method.compress.policy"),
+    *("method.compress.budget.policy", "method.retrieve.policy", "method.retrieve.budget.policy"),
+    "store.codec",
 )
 
 
@@ -76,16 +81,17 @@ def test_the_pages_example_keeps_every_second_frame(folder: Path, tiny_model: Vi
 def test_the_page_names_every_registry_and_key() -> None:
     text = PAGE.read_text()
     assert [name for _, name in REGISTRIES if f".{name}`" not in text] == []
-    assert [key for key in ALL_KEYS if f"`method.{key}`" not in text] == []
+    assert [key for key in ALL_KEYS if f"`{key}`" not in text] == []
 
 
 def test_every_kind_of_policy_can_be_somebodys_own(folder: Path, tiny_model: VideoLLM) -> None:
     (folder / "all_kinds.py").write_text(ALL_KINDS)
-    chosen = [f"method.{key}=mine" for key in ALL_KEYS]
+    chosen = [f"{key}=mine" for key in ALL_KEYS]
     with pytest.raises(ConfigError, match="unknown 'mine'"):
         Engine(tiny_model, load_config(overrides=chosen).method)
-    engine = Engine(tiny_model, load_config(overrides=["plugins=[all_kinds]", *chosen]).method)
-    assert type(engine.retriever) is retrieval.TopK
+    config = load_config(overrides=["plugins=[all_kinds]", *chosen])
+    assert type(Engine(tiny_model, config.method).retriever) is retrieval.TopK
+    assert codecs.make_codec(config.store.codec) is codecs.CODECS["raw"]
 
 
 def test_a_process_that_is_sent_the_configuration_has_the_policy(folder: Path) -> None:
