@@ -1,4 +1,4 @@
-"""`store verify`: the segment store's upkeep."""
+"""`store age` and `store verify`: the segment store's upkeep."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.options import DEFAULT, HomeOption, JsonOption
-from pipeline.terminal import FAILED, bars, fail, friendly, out, print_json
+from pipeline.terminal import FAILED, bars, fail, friendly, out, print_json, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from streamkv.config import StoreConfig
-    from streamkv.store import Problem, SegmentStore
+    from streamkv.config import AgeingStep, StoreConfig
+    from streamkv.store import Aged, Problem, SegmentStore
 
 ConfigOption = Annotated[str, typer.Option(help="A shipped configuration's name, or a YAML file.")]
 OverridesArgument = Annotated[
@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     store = typer.Typer(
         name="store", help="Upkeep of the segment store; a server may run.", no_args_is_help=True
     )
+    store.command(epilog="Example: [bold]streamkv store age --after 86400 --codec int8[/]")(age)
     store.command(epilog="Example: [bold]streamkv store verify --stream lobby[/]")(verify)
     app.add_typer(store)
 
@@ -44,6 +45,71 @@ def store_config(home: str, name: str, overrides: list[str]) -> StoreConfig:
 
     found = load_settings(name, overrides).store
     return replace(found, root=str(Home(home).store)) if found.root == StoreConfig().root else found
+
+
+def age(
+    overrides: OverridesArgument = None,
+    stream: StreamOption = "",
+    after: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Seconds since a segment was committed; default: store.ageing's.", show_default=False
+        ),
+    ] = None,
+    codec: Annotated[str, typer.Option(help="With --after: fp16, int8 or int4.")] = "int8",
+    config: ConfigOption = "local",
+    home: HomeOption = DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Store old segments in fewer bytes, as store.ageing says or --after and --codec do.
+
+    Doing it again does what is left. Put it in a crontab.
+    """
+    from streamkv.config import AgeingStep
+    from streamkv.errors import ConfigError
+
+    with friendly(as_json=as_json):
+        settings = store_config(home, config, overrides or [])
+        policy = settings.ageing if after is None else [AgeingStep(after, codec)]
+        if not policy:
+            raise ConfigError("store.ageing: got nothing to do; set it, or give --after SECONDS and --codec")
+        aged = _age(settings, stream, policy)
+        if as_json:
+            print_json({name: _counts(result) for name, result in aged.items()})
+            return
+        for name, result in aged.items():
+            saved = f", {size(result.bytes_before)} to {size(result.bytes_after)}"
+            out.print(
+                f"{name}: {result.num_segments} segments{saved if result.num_segments else ''}",
+                highlight=False,
+            )
+
+
+def _age(settings: StoreConfig, stream: str, policy: list[AgeingStep]) -> dict[str, Aged]:
+    from streamkv.store import SegmentStore
+
+    with SegmentStore.open(Path(settings.root), catalog_url=settings.catalog_url) as store:
+        names = [stream] if stream else [info.stream_id for info in store.streams()]
+        with bars() as progress:
+            tasks = {name: progress.add_task(name, total=None, note="") for name in names}
+            return {
+                name: store.age(
+                    name,
+                    policy,
+                    on_segment=lambda done, total, task=tasks[name]: progress.update(  # type: ignore[misc]
+                        task, completed=done, total=total
+                    ),
+                )
+                for name in names
+            }
+
+
+def _counts(aged: Aged) -> dict[str, int]:
+    return {
+        "segments": aged.num_segments,
+        "bytes_before": aged.bytes_before,
+        "bytes_after": aged.bytes_after,
+    }
 
 
 def verify(

@@ -1,5 +1,6 @@
 """The segment store: what streams leave behind, durable on disk, and how answers read it."""
 
+from streamkv.store.ageing import Aged
 from streamkv.store.layout import check_stream_id
 from streamkv.store.reader import StreamReader, StreamSnapshot
 from streamkv.store.records import Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
@@ -8,6 +9,7 @@ from streamkv.store.segment_writer import write_segment
 from streamkv.store.store import SegmentStore
 
 __all__ = [
+    "Aged",
     "Gap",
     "ModelIdentity",
     "Problem",

@@ -7,7 +7,7 @@ its lock before it reads, so that two processes never decide on the same state.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
@@ -16,10 +16,17 @@ from sqlalchemy import URL, delete, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from streamkv.errors import FencedError, StoreError, StreamExistsError, UnknownStreamError
+from streamkv.errors import (
+    FencedError,
+    ForeignStoreError,
+    StoreError,
+    StreamExistsError,
+    UnknownStreamError,
+)
+from streamkv.store import migrations
 from streamkv.store.database import WRITES, hide_password, make_engine
 from streamkv.store.records import Gap, ModelIdentity, SegmentPlace, StreamInfo, StreamState
-from streamkv.store.tables import Base, GapRow, RemovedRow, SegmentRow, StoreRow, StreamRow
+from streamkv.store.tables import GapRow, RemovedRow, SegmentRow, StoreRow, StreamRow
 from streamkv.types import Geometry
 
 _KNOWN_SHOWN = 8
@@ -42,6 +49,21 @@ class Progress:
 
     born_epoch: int  # another one: the stream was removed and added again
     next_segment_no: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """A stream that nobody else changes for now."""
+
+    stream_id: str
+    epoch: int  # of its writer
+    next_segment_no: int
+    _session: Session
+
+    def paths(self) -> set[str]:
+        """Files that its rows name."""
+        query = select(SegmentRow.path).where(SegmentRow.stream_id == self.stream_id)
+        return set(self._session.scalars(query))
 
 
 @dataclass(frozen=True)
@@ -104,6 +126,25 @@ class Catalog:
             store.last_epoch = max(store.last_epoch, last) + _EPOCHS_AHEAD
             for stream in streams:
                 _restore_stream(session, stream, identity.model.fingerprint)
+
+    def bring_up_to_date(self, *, read_only: bool) -> None:
+        """Migrates an earlier release's tables; ForeignStoreError for a later one's, and when only reading."""
+        with self._reading() as session:
+            found = migrations.revision(session.connection())
+        if found == migrations.HEAD:
+            return
+        if found > migrations.HEAD:
+            raise ForeignStoreError(
+                f"catalog {self.name}: its tables are of revision {found}, this program's of "
+                f"{migrations.HEAD}; use the release that wrote it"
+            )
+        if read_only:
+            raise ForeignStoreError(
+                f"catalog {self.name}: its tables are of revision {found}, this program reads "
+                f"{migrations.HEAD}; open the store once for writing, as `streamkv up` does"
+            )
+        with self._writing() as session:
+            migrations.upgrade(session.connection())
 
     def upgrade(self, format_version: int) -> None:
         """Tables of earlier versions are the same; only what may stand in files differs."""
@@ -194,10 +235,33 @@ class Catalog:
                     f"stream {place.stream_id!r}: got segment {place.segment_no}, the next is "
                     f"{stream.next_segment_no}; commit segments in order"
                 )
-            session.add(SegmentRow(**asdict(place)))
+            session.add(SegmentRow(**asdict(place), committed_at=time.time()))
             stream.next_segment_no += 1
             stream.resume_s = place.resume_s
             return True
+
+    def switch(self, old: SegmentPlace, new: SegmentPlace, publish: Callable[[], object]) -> bool:
+        """Has a segment's row name another file of it; False when it does not name the old one any more.
+
+        `publish` gives the new file its name, within the transaction: whoever holds the stream sees a new name
+        only together with its row.
+        """
+        with self._writing() as session:
+            _locked(session, old.stream_id)
+            row = session.get(SegmentRow, (old.stream_id, old.segment_no))
+            if row is None or row.path != old.path:
+                return False
+            publish()
+            row.path, row.checksum, row.file_bytes = new.path, new.checksum, new.file_bytes
+            row.codec = new.codec
+            return True
+
+    @contextmanager
+    def holding(self, stream_id: str) -> Iterator[Held]:
+        """While it lasts nobody commits to the stream, takes it over or switches its files."""
+        with self._writing() as session:
+            stream = _locked(session, stream_id)
+            yield Held(stream_id, stream.epoch, stream.next_segment_no, session)
 
     def lose(self, place: SegmentPlace, reason: str) -> bool:
         """Takes away the row of a segment whose file is lost, and notes the gap; False when it has changed."""
@@ -234,6 +298,24 @@ class Catalog:
         )
         with self._reading() as session:
             return [SegmentPlace(*row) for row in session.execute(query)]
+
+    def segment(self, stream_id: str, segment_no: int) -> SegmentPlace | None:
+        """As its row is now."""
+        query = select(*_PLACE).where(SegmentRow.stream_id == stream_id, SegmentRow.segment_no == segment_no)
+        with self._reading() as session:
+            row = session.execute(query).first()
+            return SegmentPlace(*row) if row else None
+
+    def committed_before(self, stream_id: str, seconds: float) -> list[tuple[SegmentPlace, float]]:
+        """Segments committed before a time, seconds since 1970, each with its own; in order."""
+        query = (
+            select(*_PLACE, SegmentRow.committed_at)
+            .where(SegmentRow.stream_id == stream_id, SegmentRow.committed_at <= seconds)
+            .order_by(SegmentRow.segment_no)
+        )
+        with self._reading() as session:
+            _known(session, stream_id)
+            return [(SegmentPlace(*row[:-1]), row[-1]) for row in session.execute(query)]
 
     def all_segments(self, stream_id: str | None = None) -> list[SegmentPlace]:
         """Of all streams, or of the one named; in order."""
@@ -275,7 +357,7 @@ def _identity_of(row: StoreRow) -> StoredIdentity:
 
 def _store_row(session: Session, identity: StoredIdentity) -> StoreRow:
     """The store's row; made, and the tables too, when there is none."""
-    Base.metadata.create_all(session.connection())
+    migrations.upgrade(session.connection())
     row = session.scalars(select(StoreRow).with_for_update()).first()
     if row is None:
         row = StoreRow(
@@ -308,8 +390,8 @@ def _restore_stream(session: Session, stream: RestoredStream, fingerprint: str) 
         )
     )
     session.flush()  # rows that name the stream come after it
-    for place in stream.places:
-        session.add(SegmentRow(**asdict(place)))
+    for place, committed_at in zip(stream.places, stream.committed_at, strict=True):
+        session.add(SegmentRow(**asdict(place), committed_at=committed_at))
     for gap in stream.gaps:
         session.add(GapRow(stream_id=stream.stream_id, **asdict(gap)))
 

@@ -48,6 +48,11 @@ def rename(temp: Path, final: Path) -> None:
     os.replace(temp, final)
 
 
+def remove(path: Path) -> None:
+    """Takes a file's name away; maps of it stay as they are. None is needed: it may be gone already."""
+    path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:

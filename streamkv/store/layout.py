@@ -71,6 +71,15 @@ def stored_files(root: Path, stream_id: str, *, before_epoch: int) -> Iterator[s
             yield path.relative_to(root).as_posix()
 
 
+def passed_files(root: Path, stream_id: str, epoch: int, next_segment_no: int) -> Iterator[str]:
+    """A stream's segment files of a writer's epoch whose number has been committed; relative to the root."""
+    folder = stream_folder(root, stream_id)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = _SEGMENT.fullmatch(path.name)
+        if match and int(match["epoch"]) == epoch and int(match["no"]) < next_segment_no:
+            yield path.relative_to(root).as_posix()
+
+
 def is_segment(path: str) -> bool:
     """Whether a path relative to the root is one that a segment's file can have."""
     folder, _, name = path.rpartition("/")

@@ -29,6 +29,7 @@ def open_catalog(
         stored = catalog.identity() if known else None
         if stored is None:
             stored = _created(root, catalog, identity, read_only=read_only)
+        catalog.bring_up_to_date(read_only=read_only)
         _check_identity(root, stored, identity)
         _check_marker(root, catalog, stored, read_only=read_only)
         if stored.format_version != FORMAT_VERSION and not read_only:

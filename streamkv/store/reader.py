@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -33,10 +33,18 @@ _INDEX_AT_ONCE = 1024
 class SegmentFiles:
     """The files that are open: memory maps, the least recently used closed first. Threads may share it."""
 
-    def __init__(self, root: Path, identity: ModelIdentity, max_open: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        identity: ModelIdentity,
+        max_open: int,
+        look_up: Callable[[str, int], SegmentPlace | None],
+    ) -> None:
+        """`look_up` says where a segment is now, by stream and number."""
         self._root = root
         self._identity = identity
         self._max_open = max_open
+        self._look_up = look_up
         self._lock = threading.Lock()
         self._open: OrderedDict[str, SegmentFile] = OrderedDict()
         # Outlives the maps, so that a file is checked once and not each time it is opened again. Names say
@@ -48,7 +56,7 @@ class SegmentFiles:
         with self._lock:
             file = self._open.get(place.path)
             if file is None:
-                file = self._open[place.path] = self._opened(place)
+                file = self._open[place.path] = self._found(place)
             self._open.move_to_end(place.path)
             while len(self._open) > self._max_open:
                 self._open.popitem(last=False)
@@ -59,6 +67,16 @@ class SegmentFiles:
         with self._lock:
             self._open.pop(path, None)
             self._verified.pop(path, None)
+
+    def _found(self, place: SegmentPlace) -> SegmentFile:
+        """The file, or the one that has taken its place since the caller's snapshot: the same blocks, aged."""
+        try:
+            return self._opened(place)
+        except CorruptSegmentError:
+            now = self._look_up(place.stream_id, place.segment_no)
+            if now is None or now.epoch != place.epoch or now.path == place.path:
+                raise
+            return self._found(now)
 
     def _opened(self, place: SegmentPlace) -> SegmentFile:
         file = SegmentFile(self._root / place.path, self._verified.get(place.path))

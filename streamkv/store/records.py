@@ -58,6 +58,7 @@ class SegmentPlace:
     kv_bytes: int
     file_bytes: int
     checksum: str  # hex; covers every byte of the file (docs/format.md)
+    codec: str = "raw"
 
 
 @dataclass(frozen=True)

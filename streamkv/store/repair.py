@@ -101,6 +101,7 @@ def _read(root: Path, path: str) -> _Found | None:
         kv_bytes=2 * header.identity.block_bytes * sum(layer.num_blocks for layer in header.layers),
         file_bytes=file.num_bytes,
         checksum=checksum,
+        codec=header.codec,
     )
     return _Found(header.identity, place, (root / path).stat().st_mtime)
 

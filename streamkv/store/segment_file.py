@@ -162,8 +162,8 @@ class SegmentFile:
             )
         self.summary_vectors()
         for layer in range(len(self.header.layers)):
-            self.blocks(layer)
-            self.mean_keys(layer)
+            for column in COLUMNS:
+                self._buffer(layer, column)
 
     # ---- the file's inside
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,18 +46,50 @@ def write_segment(
     check_fits(kv, identity)
     folder = stream_folder(root, stream_id)
     temp = folder / temp_name(kv.segment_no, epoch)
+    mean_keys = [blocks.mean_keys() for blocks in kv.layers]
     with durable.removed_on_error(temp):
         durable.make_folder(folder)
-        durable.write_temp(temp, lambda file: _write_arrow(file, identity, stream_id, epoch, kv, codec))
-        written = SegmentFile(temp)
-        checksum = written.framing_checksum()
-        path = segment_path(stream_id, kv.segment_no, epoch, checksum)
-        durable.publish(temp, root / path)
+        place = _write_temp(temp, identity, stream_id, epoch, kv, mean_keys, codec)
+        durable.publish(temp, root / place.path)
+    return place
+
+
+@contextmanager
+def rewritten(root: Path, file: SegmentFile, codec: str) -> Iterator[tuple[SegmentPlace, Callable[[], None]]]:
+    """The same segment in another codec, in a temporary file: its place, and a call that gives it that name.
+
+    What is searched by, summary vectors and mean keys, stays to the bit. Without the call nothing is left behind.
+    """
+    header, kv = file.header, file.segment_kv()
+    mean_keys = [file.mean_keys(layer) for layer in range(len(kv.layers))]
+    temp = stream_folder(root, header.stream_id) / temp_name(header.segment_no, header.epoch)
+    with durable.removed_on_error(temp):
+        place = _write_temp(temp, header.identity, header.stream_id, header.epoch, kv, mean_keys, codec)
+        yield place, lambda: durable.publish(temp, root / place.path)
+        temp.unlink(missing_ok=True)
+
+
+def _write_temp(
+    temp: Path,
+    identity: ModelIdentity,
+    stream_id: str,
+    epoch: int,
+    kv: SegmentKV,
+    mean_keys: Sequence[Tensor],
+    codec: str,
+) -> SegmentPlace:
+    """Writes the file under its temporary name; returns where it is to go."""
+    columns = [
+        _columns(blocks, means, CODECS[codec]) for blocks, means in zip(kv.layers, mean_keys, strict=True)
+    ]
+    durable.write_temp(temp, lambda file: _write_arrow(file, identity, stream_id, epoch, kv, columns, codec))
+    written = SegmentFile(temp)
+    checksum = written.framing_checksum()
     return SegmentPlace(
         stream_id=stream_id,
         segment_no=kv.segment_no,
         epoch=epoch,
-        path=path,
+        path=segment_path(stream_id, kv.segment_no, epoch, checksum),
         start_s=kv.start_s,
         end_s=kv.end_s,
         num_frames=kv.num_frames,
@@ -64,6 +98,7 @@ def write_segment(
         kv_bytes=kv.kv_bytes,
         file_bytes=written.num_bytes,
         checksum=checksum,
+        codec=codec,
     )
 
 
@@ -89,9 +124,14 @@ def _check_tensor(name: str, got: Tensor, shape: tuple[int, ...], dtype: torch.d
 
 
 def _write_arrow(
-    file: BinaryIO, identity: ModelIdentity, stream_id: str, epoch: int, kv: SegmentKV, codec: str
+    file: BinaryIO,
+    identity: ModelIdentity,
+    stream_id: str,
+    epoch: int,
+    kv: SegmentKV,
+    columns: Sequence[dict[str, memoryview]],
+    codec: str,
 ) -> None:
-    columns = [_columns(blocks, CODECS[codec]) for blocks in kv.layers]
     vectors = _bytes_of(kv.summary_vectors)
     header = SegmentHeader(
         identity=identity,
@@ -118,7 +158,7 @@ def _write_arrow(
             writer.write_batch(_batch(schema, layer.num_blocks, buffers))
 
 
-def _columns(blocks: LayerBlocks, codec: Codec) -> dict[str, memoryview]:
+def _columns(blocks: LayerBlocks, mean_keys: Tensor, codec: Codec) -> dict[str, memoryview]:
     """The layer's buffers by column; raw keys and values that lie contiguous on the CPU are not copied.
 
     Mean keys are those of the keys before the codec: what is found does not depend on it.
@@ -130,7 +170,7 @@ def _columns(blocks: LayerBlocks, codec: Codec) -> dict[str, memoryview]:
         "end_s": spans[:, 1].copy().view(np.uint8).data,
         "keys": _bytes_of(codec.encode(blocks.keys_bNGd.detach(), keys=True)),
         "values": _bytes_of(codec.encode(blocks.values_bNGd.detach(), keys=False)),
-        "mean_key": _bytes_of(blocks.mean_keys()),
+        "mean_key": _bytes_of(mean_keys),
     }
 
 

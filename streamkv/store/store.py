@@ -9,6 +9,7 @@ memory = store.reader("lobby").refresh()                   # what a question rea
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,8 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
+from streamkv.config import AgeingStep
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
-from streamkv.store import layout
+from streamkv.store import durable, layout
+from streamkv.store.ageing import Aged, OnSegment, age_stream
 from streamkv.store.catalog import Catalog
 from streamkv.store.opening import open_catalog
 from streamkv.store.reader import SegmentFiles, StreamReader, check_belongs
@@ -71,7 +74,7 @@ class SegmentStore:
         self.identity = identity
         self.read_only = read_only
         self._catalog = catalog
-        self._files = SegmentFiles(root, identity, max_open_files)
+        self._files = SegmentFiles(root, identity, max_open_files, catalog.segment)
         self._vectors = SummaryVectors(root, identity, read_only=read_only)
 
     def close(self) -> None:
@@ -158,17 +161,36 @@ class SegmentStore:
     def collect_orphans(self, stream_id: str) -> list[str]:
         """Removes what earlier writers left uncommitted; returns those paths, relative to the root.
 
-        Never a file that a row names, and none of the present or a later epoch, which may yet be committed.
-        What the disk does not let go stays, and `verify` names it.
+        Never a file that a row names, and none that may yet be committed: of the present or a later epoch, with
+        a number that is still to come. What the disk does not let go stays, and `verify` names it.
         """
         self._check_writable()
-        # The epoch first: no earlier one commits after that, so the rows read below are all there will be.
-        epoch = self._catalog.epoch(stream_id)
-        stale = list(layout.stored_files(self.root, stream_id, before_epoch=epoch))
-        committed = {place.path for place in self._catalog.all_segments(stream_id)} if stale else set()
-        orphans = [path for path in stale if path not in committed]
-        self._unlink(orphans)
+        # Held to the end: a file that is being aged gets its name and its row together.
+        with self._catalog.holding(stream_id) as held:
+            stale = [
+                *layout.stored_files(self.root, stream_id, before_epoch=held.epoch),
+                *layout.passed_files(self.root, stream_id, held.epoch, held.next_segment_no),
+            ]
+            committed = held.paths() if stale else set()
+            orphans = [path for path in stale if path not in committed]
+            self._unlink(orphans)
         return orphans
+
+    def age(
+        self, stream_id: str, policy: Sequence[AgeingStep], *, on_segment: OnSegment | None = None
+    ) -> Aged:
+        """Stores what is old enough in the codec that the policy has for it; see `ageing`."""
+        self._check_writable()
+        return age_stream(
+            self.root,
+            self._catalog,
+            self._files,
+            self.identity,
+            stream_id,
+            policy,
+            time.time(),
+            on_segment,
+        )
 
     # ---- reading
 
@@ -267,7 +289,7 @@ class SegmentStore:
         for path in paths:
             self._files.forget(path)
             try:
-                (self.root / path).unlink(missing_ok=True)
+                durable.remove(self.root / path)
             except OSError as exc:
                 failed.append(f"{path} ({exc.strerror})")
         return failed

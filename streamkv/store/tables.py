@@ -1,15 +1,18 @@
-"""The catalog's tables, for `catalog.py` alone: nothing else sees a row. docs/format.md describes them."""
+"""The catalog's tables, for `catalog.py` alone: nothing else sees a row. docs/format.md describes them.
+
+Another column is also another step of `migrations/`, which is what makes the tables.
+"""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, ForeignKey
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, int: BigInteger}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, int: BigInteger, float: Double}
 
 
 class StoreRow(Base):
@@ -43,7 +46,7 @@ class StreamRow(Base):
 
 
 class SegmentRow(Base):
-    """A `SegmentPlace`, field by field."""
+    """A `SegmentPlace`, field by field, and when it was committed."""
 
     __tablename__ = "segments"
 
@@ -59,6 +62,8 @@ class SegmentRow(Base):
     kv_bytes: Mapped[int]
     file_bytes: Mapped[int]
     checksum: Mapped[str]
+    codec: Mapped[str] = mapped_column(server_default="raw")
+    committed_at: Mapped[float] = mapped_column(server_default="0")  # seconds since 1970
 
 
 class GapRow(Base):

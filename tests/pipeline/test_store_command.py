@@ -35,6 +35,22 @@ def run(store: SegmentStore, *arguments: str, status: int = 0) -> Result:
     return result
 
 
+def test_age_says_what_it_did_to_each_stream(store: SegmentStore) -> None:
+    done = json.loads(run(store, "age", "--after", "0", "--codec", "int8", "--json").stdout)
+    assert {name: counts["segments"] for name, counts in done.items()} == {"cam": 3, "gate": 1}
+    assert done["cam"]["bytes_after"] < done["cam"]["bytes_before"]
+    assert {p.codec for p in store.segments("cam", 0, 9)} == {"int8"}
+    assert "cam: 0 segments\ngate: 0 segments" in run(store, "age", "--after", "0").stdout
+
+
+def test_age_takes_the_policy_from_the_settings(store: SegmentStore) -> None:
+    given = ["store.ageing=[{after_s: 0, codec: fp16}, {after_s: 1e6, codec: int4}]", "--stream", "cam"]
+    assert "cam: 3 segments" in run(store, "age", *given).stdout
+    assert {p.codec for p in store.segments("cam", 0, 9)} == {"fp16"}
+    assert {p.codec for p in store.segments("gate", 0, 9)} == {"raw"}
+    assert "nothing to do" in json.loads(run(store, "age", "--json", status=1).stdout)["error"]["message"]
+
+
 def test_verify_names_problems_and_repairs_them(store: SegmentStore) -> None:
     assert "all is well" in run(store, "verify").stdout
     place = store.segments("cam", 1, 1)[0]

@@ -24,6 +24,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 from store_samples import IDENTITY, assert_same_segment, filled, make_kv, store_segment
 
+from streamkv.config import AgeingStep
 from streamkv.store import SegmentStore, StreamSnapshot, durable, write_segment
 
 HERE = Path(__file__).resolve().parent
@@ -33,6 +34,9 @@ STEPS = [
     for when in ("before", "during")
 ]
 """`during`: the step is done, but the caller does not learn of it; of a write, half is done."""
+
+
+AGEING_STEPS = [*STEPS, "before remove", "during remove"]
 
 
 class Stopped(BaseException):
@@ -49,6 +53,7 @@ class Disk:
         self.steps: list[str] = []
         self._real_write, self._real_sync = durable.write_temp, durable.sync_file
         self._real_rename, self._real_sync_folder = durable.rename, durable.sync_folder
+        self._real_remove = durable.remove
 
     @contextmanager
     def in_place(self, patch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -58,7 +63,7 @@ class Disk:
             event.listen(Session, name, hook)
         try:
             with patch.context() as steps:
-                for name in ("write_temp", "sync_file", "rename", "sync_folder"):
+                for name in ("write_temp", "sync_file", "rename", "sync_folder", "remove"):
                     steps.setattr(durable, name, getattr(self, name))
                 yield
         finally:
@@ -103,6 +108,11 @@ class Disk:
         self.unsynced_names.clear()
         self.step("during sync_folder")
 
+    def remove(self, path: Path) -> None:
+        self.step("before remove")
+        self._real_remove(path)
+        self.step("during remove")
+
     def before_insert(self, session: Session) -> None:
         self.step("before insert")
 
@@ -145,6 +155,36 @@ def test_stop_at_any_step_loses_and_doubles_nothing(
         store_segment(store, "cam", epoch, make_kv(3))
         check_segments(store.reader("cam").snapshot, 4)
         store.begin_writing("cam")
+        assert store.verify() == []
+
+
+@pytest.mark.parametrize("power_cut", [False, True])
+@pytest.mark.parametrize("stop_at", AGEING_STEPS)
+def test_stop_at_any_step_of_ageing_leaves_every_segment_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str, power_cut: bool
+) -> None:
+    """Segment 0 is stopped at; done again, it and segment 1 are aged and nothing else is left."""
+    root, policy = tmp_path / "root", [AgeingStep(0, "int8")]
+    with SegmentStore.open(root, identity=IDENTITY) as store:
+        store.add_stream("cam", "file:x")
+        filled(store, 2)
+        disk = Disk(stop_at)
+        with disk.in_place(monkeypatch), pytest.raises(Stopped):
+            store.age("cam", policy)
+        if power_cut:
+            disk.cut_power()
+    assert disk.steps == AGEING_STEPS[: AGEING_STEPS.index(stop_at) + 1]
+    is_aged = stop_at in AGEING_STEPS[-3:]
+
+    with SegmentStore.open(root, identity=IDENTITY) as store:
+        assert [p.codec for p in store.segments("cam", 0, 9)] == ["int8" if is_aged else "raw", "raw"]
+        assert {problem.kind for problem in store.verify()} <= {"extra"}
+        if not is_aged:
+            check_segments(store.reader("cam").snapshot, 2)
+        store.begin_writing("cam")
+        assert store.verify() == []
+        assert store.age("cam", policy).num_segments == 2 - is_aged
+        assert [p.codec for p in store.segments("cam", 0, 9)] == ["int8", "int8"]
         assert store.verify() == []
 
 

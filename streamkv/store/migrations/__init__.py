@@ -1,0 +1,33 @@
+"""The catalog's tables from release to release, by Alembic. A catalog that is opened for writing is brought up to date.
+
+To change a table: change `tables.py`, add a step to `versions/`, and name it in `HEAD`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, text
+
+HEAD = "0002"
+"""The last step: what this program's tables are."""
+
+BEFORE = "0000"
+"""Of a catalog from before there were steps."""
+
+
+def revision(connection: Connection) -> str:
+    """Of a catalog that is there."""
+    if not inspect(connection).has_table("alembic_version"):
+        return BEFORE
+    return str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar() or BEFORE)
+
+
+def upgrade(connection: Connection) -> None:
+    """Makes the tables, or brings them up to date, within the connection's transaction."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    command.upgrade(config, HEAD)
