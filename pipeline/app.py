@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from pydantic import BaseModel, ConfigDict
@@ -64,10 +64,10 @@ class AppArgs(BaseModel):
 def build_app(args: AppArgs) -> Application:
     """The whole application from a configuration."""
     config = load_settings(args.config, args.overrides)
-    return Api.options(**api_options(config.serve)).bind(  # type: ignore[attr-defined]
-        config,
-        Answer.options(**answer_options(config.serve)).bind(config),  # type: ignore[attr-defined]
-    )
+    # The decorators make deployments of these classes, which mypy, that skips Ray, does not see.
+    api, answer = cast(Any, Api), cast(Any, Answer)
+    answering = answer.options(**answer_options(config.serve)).bind(config)
+    return api.options(**api_options(config.serve)).bind(config, answering)
 
 
 def api_options(config: ServeConfig) -> dict[str, Any]:

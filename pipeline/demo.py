@@ -15,7 +15,7 @@ from pipeline.client import Client
 from pipeline.home import Home
 from pipeline.launch import LaunchError
 from pipeline.show import wait_for_streams
-from pipeline.terminal import Phases, bars, clock, err, out
+from pipeline.terminal import Phases, bars, clock, err, out, shares_of
 from pipeline.worlds import WrittenWorld, write_world
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _draw(home: Home, plan: DemoPlan) -> list[WrittenWorld]:
                 seed=plan.seed + i,
                 minutes=minutes,
                 questions=max(1, shares[name]),
-                on_progress=lambda share, task=task: progress.update(task, completed=share),  # type: ignore[misc]
+                on_progress=shares_of(progress, task),
             )
             progress.update(task, completed=1.0, note=f"{world.duration_s:g} s")
             worlds.append(world)

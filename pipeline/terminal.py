@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 FAILED, NOT_RUNNING, INTERRUPTED = 1, 3, 130
 """Exit statuses. 2 is Typer's own, for a command line that it cannot read."""
@@ -89,6 +96,24 @@ def bars() -> Progress:
         console=err,
         disable=not err.is_terminal,
     )
+
+
+def shares_of(progress: Progress, task: TaskID) -> Callable[[float], None]:
+    """Takes the share of the task that is done."""
+
+    def tell(share: float) -> None:
+        progress.update(task, completed=share)
+
+    return tell
+
+
+def counts_of(progress: Progress, task: TaskID) -> Callable[[int, int], None]:
+    """Takes how much of the task is done, and how much there is."""
+
+    def tell(done: int, total: int) -> None:
+        progress.update(task, completed=done, total=total)
+
+    return tell
 
 
 def clock(seconds: float) -> str:

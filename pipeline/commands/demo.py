@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from pipeline.commands.options import DEFAULT, HomeOption, JsonOption
-from pipeline.terminal import FAILED, bars, fail, friendly, out, print_json
+from pipeline.terminal import FAILED, bars, fail, friendly, out, print_json, shares_of
 
 
 def register(app: typer.Typer) -> None:
@@ -72,7 +72,7 @@ def world(
                 seed=seed,
                 minutes=minutes,
                 questions=questions,
-                on_progress=lambda share: progress.update(task, completed=share),
+                on_progress=shares_of(progress, task),
             )
         except (ValueError, OSError) as exc:
             fail(str(exc), as_json=as_json, kind=type(exc).__name__)

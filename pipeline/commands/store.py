@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.options import DEFAULT, HomeOption, JsonOption
-from pipeline.terminal import FAILED, bars, fail, friendly, out, print_json, size
+from pipeline.terminal import FAILED, bars, counts_of, fail, friendly, out, print_json, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -93,14 +93,7 @@ def _age(settings: StoreConfig, stream: str, policy: list[AgeingStep]) -> dict[s
         with bars() as progress:
             tasks = {name: progress.add_task(name, total=None, note="") for name in names}
             return {
-                name: store.age(
-                    name,
-                    policy,
-                    on_segment=lambda done, total, task=tasks[name]: progress.update(  # type: ignore[misc]
-                        task, completed=done, total=total
-                    ),
-                )
-                for name in names
+                name: store.age(name, policy, on_segment=counts_of(progress, tasks[name])) for name in names
             }
 
 
@@ -165,9 +158,7 @@ def _verify(settings: StoreConfig, stream: str, *, repair: bool) -> tuple[list[s
     with bars() as progress:
         if repair:
             task = progress.add_task("files", total=None, note="")
-            done = rebuild_catalog(
-                root, url, lambda n, total: progress.update(task, completed=n, total=total)
-            )
+            done = rebuild_catalog(root, url, counts_of(progress, task))
         with SegmentStore.open(root, catalog_url=url, read_only=not repair) as store:
             problems = _look(store, stream, progress)
             if problems and repair:
@@ -180,4 +171,4 @@ def _look(store: SegmentStore, stream: str, progress: Progress) -> list[Problem]
     if stream:
         store.stream(stream)  # UnknownStreamError
     task = progress.add_task("segments", total=None, note="")
-    return store.verify(stream or None, lambda n, total: progress.update(task, completed=n, total=total))
+    return store.verify(stream or None, counts_of(progress, task))

@@ -210,7 +210,7 @@ def test_a_stream_that_never_gets_on_is_set_aside(stage: Stage, monkeypatch: pyt
     prefill = workers.prefillers[0].instance
     ingest = prefill.ingest
 
-    def refuse_a(message):  # type: ignore[no-untyped-def]
+    def refuse_a(message):
         if message.stream_id == "a":
             raise RuntimeError("it kills its actor")
         return ingest(message)

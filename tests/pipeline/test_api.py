@@ -107,7 +107,7 @@ def backend() -> FakeBackend:
 
 @pytest.fixture
 def call(backend: FakeBackend) -> Iterator[Caller]:
-    return Caller(backend)  # type: ignore[return-value]
+    return Caller(backend)
 
 
 def error_of(response: httpx.Response) -> dict[str, str]:
@@ -225,7 +225,7 @@ def test_unknown_paths_and_methods_have_the_same_form(call: Caller) -> None:
 def test_a_body_without_end_is_refused(call: Caller, backend: FakeBackend, announced: bool) -> None:
     body = b'{"question": "' + b"x" * MAX_BODY_BYTES + b'"}'
 
-    async def chunks():  # type: ignore[no-untyped-def]
+    async def chunks():
         for start in range(0, len(body), 65_536):
             yield body[start : start + 65_536]
 

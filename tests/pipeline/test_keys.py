@@ -48,7 +48,7 @@ def file(tmp_path: Path) -> KeyFile:
 
 def call(file: KeyFile, method: str, path: str, *headers: tuple[str, str], is_open: bool) -> httpx.Response:
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(make_api(Backend(), file, is_open=is_open))  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(make_api(Backend(), file, is_open=is_open))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             return await http.request(method, path, headers=list(headers))
 
@@ -151,7 +151,7 @@ def test_without_a_key_nothing_opens_but_what_is_free(file: KeyFile, method: str
 
 
 def test_every_route_is_locked_or_free_on_purpose(file: KeyFile) -> None:
-    document = make_api(Backend()).openapi()  # type: ignore[arg-type]
+    document = make_api(Backend()).openapi()
     routes = {(m.upper(), path) for path, methods in document["paths"].items() for m in methods}
     named = {
         (m, p.replace("/lobby", "/{stream_id}").replace("streamkv/{stream_id}", "{model}")) for m, p in LOCKED

@@ -116,7 +116,7 @@ def _served() -> Iterator[tuple[Backend, str]]:
 
 @pytest.fixture
 def backend(_served: tuple[Backend, str]) -> Backend:
-    _served[0].__init__()  # type: ignore[misc]
+    _served[0].__init__()
     return _served[0]
 
 
@@ -266,9 +266,9 @@ def test_half_of_a_character_is_refused(url: str, backend: Backend) -> None:
 
 def test_sampling_has_no_effect_and_the_reply_says_so(client: openai.OpenAI) -> None:
     done = client.chat.completions.create(**ASK, temperature=0.7, top_p=1, seed=3, user="me", n=1)
-    assert done.streamkv["ignored"] == ["seed", "temperature", "user"]  # type: ignore[attr-defined]
+    assert done.streamkv["ignored"] == ["seed", "temperature", "user"]
     done = client.chat.completions.create(**ASK, temperature=0, tools=[], response_format={"type": "text"})
-    assert done.streamkv["ignored"] == []  # type: ignore[attr-defined]
+    assert done.streamkv["ignored"] == []
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -397,7 +397,7 @@ def replica_of(answerer: SlowAnswerer) -> Any:
         warnings.simplefilter("ignore")  # Ray Serve uses what pydantic deprecates
         from pipeline import app
 
-    replica = object.__new__(app.Answer.func_or_class)  # type: ignore[attr-defined]
+    replica = object.__new__(app.Answer.func_or_class)
     replica._answerer, replica._thread = answerer, ThreadPoolExecutor(1)
     return replica
 
@@ -546,8 +546,8 @@ def test_the_pieces_are_the_whole_and_the_native_route_agrees(
     assert whole.usage is not None
     assert whole.usage.completion_tokens == 8
     assert whole.choices[0].finish_reason == "length"
-    details = chunks[-2].streamkv  # type: ignore[attr-defined]
-    assert details | {"timings_ms": 0} == whole.streamkv | {"timings_ms": 0}  # type: ignore[attr-defined]
+    details = chunks[-2].streamkv
+    assert details | {"timings_ms": 0} == whole.streamkv | {"timings_ms": 0}
     with server.client() as client:
         native = client.ask("lobby", ASK["messages"][0]["content"])
     assert native["answer"] == text
@@ -564,7 +564,7 @@ def test_a_follow_up_is_answered_in_its_context(real: openai.OpenAI) -> None:
     assert alone.usage is not None
     assert after.usage is not None
     assert after.usage.prompt_tokens >= alone.usage.prompt_tokens + 6
-    weights = [[e["weight"] for e in done.streamkv["evidence"]] for done in (alone, after)]  # type: ignore[attr-defined]
+    weights = [[e["weight"] for e in done.streamkv["evidence"]] for done in (alone, after)]
     assert weights[0] != weights[1]
 
 

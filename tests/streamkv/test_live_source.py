@@ -56,7 +56,7 @@ class Watch:
             origin_s=self.origin_s,
             on_gap=lambda *gap: self.gaps.append(gap),
             timeout_s=timeout_s,
-            **settings,  # type: ignore[arg-type]
+            **settings,
         )
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -239,7 +239,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_camera_that_connects_and_never_sends_is_timed_out() -> None:
     hang_up = threading.Event()
-    with camera(lambda client, number: hang_up.wait() and None) as port:  # type: ignore[func-returns-value]
+    with camera(lambda client, number: hang_up.wait() and None) as port:
         for uri in (f"rtsp://127.0.0.1:{port}/1", f"tcp://127.0.0.1:{port}", f"rtmp://127.0.0.1:{port}/a/b"):
             with pytest.raises(SourceError, match="no picture"):
                 probe_live(uri, timeout_s=0.5)

@@ -26,7 +26,7 @@ QUESTION = "what is the colour of the bus"
 
 
 def load(folder: Path, **settings: object) -> VideoLLM:
-    return load_model(ModelConfig(path=str(folder), **settings))  # type: ignore[arg-type]
+    return load_model(ModelConfig(path=str(folder), **settings))
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_townsquare_is_the_bundled_checkpoint(tiny_folder: Path, monkeypatch: py
     ],
 )
 def test_spoilt_checkpoint_is_a_model_error(spoil: object, message: str, folder: Path) -> None:
-    spoil(folder)  # type: ignore[operator]
+    spoil(folder)
     with pytest.raises(ModelError, match=message):
         load(folder)
 

@@ -29,7 +29,7 @@ def memory_of(num_segments: int, *, first_no: int = 0) -> InMemoryVideo:
 
 
 def retriever_of(n_local: int = 15_000, **retrieve: object) -> Retriever:
-    config = RetrieveConfig(**({"candidate_segments": 0, "budget": UNIFORM} | retrieve))  # type: ignore[arg-type]
+    config = RetrieveConfig(**({"candidate_segments": 0, "budget": UNIFORM} | retrieve))
     return make_retriever(MethodConfig(n_local=n_local, retrieve=config), GEOMETRY)
 
 

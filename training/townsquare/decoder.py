@@ -22,8 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -307,12 +307,12 @@ def naming_loss(trainee: Trainee, batch: Batch) -> Tensor:
         known = cells[:, :, -1:] if k == COUNT_HEAD else cells  # only the last cell has seen all things
         truth = batch.frame_names[:, :, None, column].expand(known.shape[:3])
         losses.append(
-            F.cross_entropy(trainee.names[k](known).flatten(0, 2), truth.flatten(), ignore_index=IGNORE)
+            cross_entropy(trainee.names[k](known).flatten(0, 2), truth.flatten(), ignore_index=IGNORE)
         )
     for column, k in enumerate(MENTION_HEADS):
         if (batch.mentions[:, column] != IGNORE).any():
             losses.append(
-                F.cross_entropy(trainee.names[k](last), batch.mentions[:, column], ignore_index=IGNORE)
+                cross_entropy(trainee.names[k](last), batch.mentions[:, column], ignore_index=IGNORE)
             )
     return sum(losses[1:], losses[0]) / len(losses)
 
@@ -351,7 +351,7 @@ def looking_loss(trainee: Trainee, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def answer_loss(trainee: Trainee, batch: Batch, hidden: Tensor) -> Tensor:
     learnt = batch.targets != IGNORE
-    return F.cross_entropy(trainee.model.lm_head(hidden[learnt]), batch.targets[learnt])
+    return cross_entropy(trainee.model.lm_head(hidden[learnt]), batch.targets[learnt])
 
 
 @torch.no_grad()

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from streamkv.townsquare.draw import draw_scene
 from streamkv.townsquare.script import TRAIN_SEED_BASE, make_scenes
@@ -72,7 +72,7 @@ def read_loss(
         for k, slot in enumerate(slots):
             truth = torch.tensor([v[cell][k] for v in values])
             guess = eyes.heads[slot](tokens[:, cell])
-            loss = loss + F.cross_entropy(guess, truth)
+            loss = loss + cross_entropy(guess, truth)
             right.setdefault(slot, []).append((guess.argmax(-1) == truth).float().mean().item())
     return loss / sum(map(len, CELL_SLOTS))
 

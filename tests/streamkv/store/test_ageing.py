@@ -129,7 +129,7 @@ def test_writer_that_begins_meanwhile_harms_nothing(
 
     def begin_first(*args: object) -> bool:
         store.begin_writing("cam")
-        return real(*args)  # type: ignore[arg-type]
+        return real(*args)
 
     monkeypatch.setattr(store._catalog, "switch", begin_first)
     with pytest.raises(Exception, match="cannot write"):
@@ -155,7 +155,7 @@ def test_another_ager_may_be_first(store: SegmentStore, monkeypatch: pytest.Monk
         monkeypatch.undo()
         with SegmentStore.open(store.root) as other:
             other.age("cam", [AgeingStep(0, "int4")])
-        return real(*args)  # type: ignore[arg-type]
+        return real(*args)
 
     monkeypatch.setattr(store._catalog, "switch", other_first)
     assert store.age("cam", TO_INT8).num_segments == 0

@@ -190,7 +190,7 @@ def test_stream_replaced_between_the_two_queries_is_not_mixed_up(
         store.remove_stream("cam")
         store.add_stream("cam", "file:x")
         filled(store, 3)
-        return real(*args)  # type: ignore[arg-type]
+        return real(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(store._catalog, "segments_between", replaced_first)

@@ -101,7 +101,7 @@ def test_state_and_detail_are_kept(store: SegmentStore) -> None:
     store.set_state("cam", "ingesting")
     assert (store.stream("cam").state, store.stream("cam").detail) == ("ingesting", "")
     with pytest.raises(StoreError, match="got 'asleep', allowed registered, ingesting"):
-        store.set_state("cam", "asleep")  # type: ignore[arg-type]
+        store.set_state("cam", "asleep")
 
 
 def test_gap_is_noted_once(store: SegmentStore) -> None:
@@ -356,7 +356,7 @@ def test_reopened_store_is_the_same(store: SegmentStore) -> None:
 )
 def test_store_of_another_model_is_refused(store: SegmentStore, identity: object, named: str) -> None:
     with pytest.raises(ForeignStoreError, match=named):
-        SegmentStore.open(store.root, identity=identity)  # type: ignore[arg-type]
+        SegmentStore.open(store.root, identity=identity)
     assert store.stream("cam")
 
 

@@ -1,6 +1,6 @@
 """The tables of the first release. Catalogs from then have them, without a note that they do."""
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import sqlalchemy as sa
 from alembic import op
@@ -57,5 +57,7 @@ def _columns(kind: Any, *names: str) -> list[Column]:
     return [_column(name, kind) for name in names]
 
 
-def _column(name: str, kind: Any, **options: bool) -> Column:
-    return sa.Column(name, kind, nullable=False, **options)  # type: ignore[arg-type]
+def _column(
+    name: str, kind: Any, *, primary_key: bool = False, autoincrement: bool | Literal["auto"] = "auto"
+) -> Column:
+    return sa.Column(name, kind, nullable=False, primary_key=primary_key, autoincrement=autoincrement)
