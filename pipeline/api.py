@@ -9,7 +9,7 @@ from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi.responses import JSONResponse
 
 from actors.views import PlaneState, StreamView
-from pipeline import http_errors, openai_api
+from pipeline import http_errors, openai
 from pipeline.dialogue import Picture
 from pipeline.keys import KeyFile
 from pipeline.schemas import (
@@ -34,7 +34,7 @@ FREE = ("/healthz", "/docs", "/openapi.json")
 Message = dict[str, Any]
 
 
-class Backend(openai_api.Asking, Protocol):
+class Backend(openai.Asking, Protocol):
     async def state(self) -> PlaneState: ...
 
     async def add_stream(self, stream_id: str, uri: str, guidance: str) -> StreamView: ...
@@ -132,7 +132,7 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
         """Seconds and counts of each ingest stage since its workers started."""
         return await backend.stats()
 
-    app.include_router(openai_api.make_router(backend))
+    app.include_router(openai.make_router(backend))
     return app
 
 
@@ -163,7 +163,7 @@ class KeyCheck:
 def _refusal(path: str) -> JSONResponse:
     message = "no valid key; send the header `Authorization: Bearer KEY`. `streamkv keys add NAME` makes one"
     if path.startswith("/v1/"):
-        body = openai_api.error_body(message, "invalid_request_error", code="invalid_api_key")
+        body = openai.error_body(message, "invalid_request_error", code="invalid_api_key")
     else:
         body = {"error": {"type": "AuthenticationError", "message": message}}
     return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})

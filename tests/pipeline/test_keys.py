@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 from live import LiveServer
-from test_openai import Backend
+from openai_backend import Backend
 from typer.testing import CliRunner
 
 from pipeline import keys as keys_module

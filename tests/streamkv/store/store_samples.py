@@ -89,3 +89,8 @@ def filled(store: SegmentStore, count: int, stream_id: str = "cam") -> int:
     for segment_no in range(count):
         store_segment(store, stream_id, epoch, make_kv(segment_no))
     return epoch
+
+
+def segment_files(store: SegmentStore) -> list[str]:
+    """Every file of segments that the store holds, relative to its root."""
+    return sorted(path.relative_to(store.root).as_posix() for path in store.root.glob("streams/*/*"))

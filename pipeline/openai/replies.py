@@ -1,0 +1,83 @@
+"""An answer in OpenAI's form, whole or as events."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from pipeline.dialogue import Reply
+from pipeline.openai.bodies import MODEL, AnswerMessage, ChatCompletion, Choice, Details, Usage
+from pipeline.openai.errors import status_and_body
+
+
+class Writer:
+    """Puts one answer in OpenAI's form."""
+
+    def __init__(self, stream_id: str, ignored: list[str]) -> None:
+        self._stream_id = stream_id
+        self._ignored = ignored
+        self._head: dict[str, Any] = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": f"{MODEL}/{stream_id}",
+        }
+
+    def completion(self, reply: Reply) -> ChatCompletion:
+        message = AnswerMessage(content=reply.answer.answer)
+        return ChatCompletion(
+            **self._head,
+            choices=[Choice(message=message, finish_reason=reply.finish)],
+            usage=_usage(reply),
+            streamkv=self._details(reply),
+        )
+
+    async def events(
+        self, first: str | Reply, rest: AsyncGenerator[str | Reply, None], *, with_usage: bool
+    ) -> AsyncIterator[str]:
+        """The answer as events. Whatever happens, the last one is [DONE]; an error is an event before it."""
+        usage: dict[str, Any] = {"usage": None} if with_usage else {}
+        async with aclosing(rest):
+            yield self._chunk({"role": "assistant", "content": ""}, **usage)
+            piece = first
+            try:
+                while isinstance(piece, str):
+                    yield self._chunk({"content": piece}, **usage)
+                    piece = await anext(rest)
+                details = self._details(piece).model_dump()
+                yield self._chunk({}, finish=piece.finish, streamkv=details, **usage)
+                if with_usage:
+                    yield self._event(choices=[], usage=_usage(piece).model_dump())
+            except Exception as exc:
+                yield _event(status_and_body(exc)[1])
+        yield "data: [DONE]\n\n"
+
+    def _chunk(self, delta: dict[str, Any], *, finish: str | None = None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return self._event(choices=[choice], **more)
+
+    def _event(self, **values: Any) -> str:
+        return _event({**self._head, "object": "chat.completion.chunk", **values})
+
+    def _details(self, reply: Reply) -> Details:
+        answer = reply.answer
+        return Details(
+            stream_id=self._stream_id,
+            evidence=answer.evidence,
+            as_of_s=answer.as_of_s,
+            timings_ms=answer.timings_ms,
+            gaps=answer.gaps,
+            ignored=self._ignored,
+        )
+
+
+def _usage(reply: Reply) -> Usage:
+    prompt, completion = reply.prompt_tokens, reply.completion_tokens
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -1,0 +1,126 @@
+"""The unmodified `openai` client against the real thing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from live import LiveServer, wait_for_end
+from openai_backend import ASK
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def lobby(server: LiveServer, films: Path) -> Iterator[str]:
+    """A stream of 10 s, and the server's address."""
+    with server.client() as client:
+        client.add_stream("lobby", str(films / "short.mp4"))
+        wait_for_end(client, "lobby")
+        yield server.record.url
+        client.remove_stream("lobby")
+
+
+@pytest.fixture
+def real(lobby: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{lobby}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        yield client
+
+
+@pytest.mark.ray
+def test_the_pieces_are_the_whole_and_the_native_route_agrees(
+    real: openai.OpenAI, server: LiveServer
+) -> None:
+    whole = real.chat.completions.create(**ASK)
+    chunks = list(real.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True}))
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content != ""
+    assert chunks[-1].usage == whole.usage
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 8
+    assert whole.choices[0].finish_reason == "length"
+    details = chunks[-2].streamkv
+    assert details | {"timings_ms": 0} == whole.streamkv | {"timings_ms": 0}
+    with server.client() as client:
+        native = client.ask("lobby", ASK["messages"][0]["content"])
+    assert native["answer"] == text
+    assert native["evidence"] == details["evidence"]
+    assert (details["as_of_s"], native["as_of_s"]) == (10, 10)
+
+
+@pytest.mark.ray
+def test_a_follow_up_is_answered_in_its_context(real: openai.OpenAI) -> None:
+    """The same last words cost the tokens of the turns before them, and are answered otherwise."""
+    said = [{"role": "user", "content": "how many dog"}, {"role": "assistant", "content": "blue green two"}]
+    alone = real.chat.completions.create(**ASK)
+    after = real.chat.completions.create(**{**ASK, "messages": [*said, *ASK["messages"]]})
+    assert alone.usage is not None
+    assert after.usage is not None
+    assert after.usage.prompt_tokens >= alone.usage.prompt_tokens + 6
+    weights = [[e["weight"] for e in done.streamkv["evidence"]] for done in (alone, after)]
+    assert weights[0] != weights[1]
+
+
+@pytest.mark.ray
+def test_what_cannot_be_answered_has_openais_errors(
+    real: openai.OpenAI, server: LiveServer, films: Path
+) -> None:
+    long = "w " * 100_000
+    for messages in (
+        [{"role": "user", "content": long}],
+        [{"role": "user", "content": "  "}],
+        [{"role": "user", "content": long}, {"role": "assistant", "content": "red"}, *ASK["messages"]],
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            real.chat.completions.create(**{**ASK, "messages": messages})
+        assert caught.value.code == "QuestionError"
+    with server.client() as client:
+        client.add_stream("gone", str(films / "short.mp4"))
+        client.remove_stream("gone")
+    for name in ("gone", "nobody"):
+        with pytest.raises(openai.NotFoundError, match="unknown"):
+            real.chat.completions.create(**{**ASK, "model": f"streamkv/{name}"}, stream=True)
+    assert [m.id for m in real.models.list()] == ["streamkv/lobby"]
+
+
+@pytest.mark.ray
+def test_segments_and_pictures_of_a_stream(lobby: str) -> None:
+    def page(after: int) -> Any:
+        return httpx.get(f"{lobby}/v1/streams/lobby/segments", params={"after": after, "limit": 3}).json()
+
+    first, second = page(-1), page(2)
+    assert (first["next_after"], second["next_after"]) == (2, None)
+    spans = [(s["segment"], s["start_s"], s["end_s"]) for s in first["segments"] + second["segments"]]
+    assert spans == [(k, 2.0 * k, 2.0 * k + 2) for k in range(5)]
+    for at_s in (0.0, 3.0, 9.5):
+        frame = httpx.get(f"{lobby}/v1/streams/lobby/frames", params={"at_s": at_s})
+        with Image.open(BytesIO(frame.content)) as image:
+            grey = image.convert("L").getpixel((32, 60))
+        assert abs(grey - round(at_s * 10) % 200) <= 12, "the clip's grey tells its time"
+    late = httpx.get(f"{lobby}/v1/streams/lobby/frames", params={"at_s": 11})
+    assert (late.status_code, late.json()["error"]["type"]) == (422, "SourceError")
+    for path in ("segments", "frames?at_s=1"):
+        assert httpx.get(f"{lobby}/v1/streams/nobody/{path}").status_code == 404
+
+
+@pytest.mark.ray
+def test_a_real_replica_killed_within_an_answer_is_told_of_and_replaced(
+    real: openai.OpenAI, server: LiveServer
+) -> None:
+    before = real.chat.completions.create(**ASK)
+    body = {**ASK, "stream": True, "max_tokens": 4096}
+    with httpx.stream("POST", f"{server.record.url}/v1/chat/completions", json=body, timeout=120) as response:
+        lines = response.iter_lines()
+        for _ in range(8):
+            next(lines)
+        server.kill("ServeReplica:streamkv:Answer")
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "WorkerLostError"
+    after = real.chat.completions.create(**ASK)
+    assert after.choices == before.choices
