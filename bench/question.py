@@ -76,7 +76,10 @@ class SyntheticVideo:
         )
 
     def search(self, layer: int, query: torch.Tensor, k: int) -> np.ndarray:
-        return self._index.search(layer, query, k)
+        return self.search_each(layer, query[None], k)[0]
+
+    def search_each(self, layer: int, queries: torch.Tensor, k: int) -> list[np.ndarray]:
+        return self._index.search_each(layer, queries, k)
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         nos = np.arange(self.num_segments) if segment_nos is None else np.sort(segment_nos)

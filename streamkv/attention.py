@@ -173,4 +173,10 @@ def grouped_query(q_THd: Tensor, num_kv_heads: int, similarity: str = "dot") -> 
         mean_Hd = (
             torch.nn.functional.normalize(mean_Hd.flatten(), dim=0).view(H, d) / (H / num_kv_heads) ** 0.5
         )
-    return mean_Hd.view(num_kv_heads, H // num_kv_heads, d).sum(dim=1).flatten()
+    return grouped_queries(mean_Hd[None], num_kv_heads)[0]
+
+
+def grouped_queries(q_THd: Tensor, num_kv_heads: int) -> Tensor:
+    """(T, G * d) float32: each token's query, summed over the heads of each group; their mean is `grouped_query`."""
+    T, H, d = q_THd.shape
+    return q_THd.float().view(T, num_kv_heads, H // num_kv_heads, d).sum(dim=2).flatten(1)

@@ -124,8 +124,9 @@ class CompressConfig:
 @dataclass(frozen=True)
 class RetrieveConfig:
     policy: str = "topk"
-    """`topk` by score; `agree` the same among the segments that all layers choose together; `recent` the last
-    `recent_blocks`; `window` the last `n_local` tokens; `everything`."""
+    """`topk` by score; `agree` the same among the segments that all layers choose together; `cover` as `agree`, and for
+    a question that names several moments a segment of each; `recent` the last `recent_blocks`; `window` the last
+    `n_local` tokens; `everything`."""
     blocks_per_layer: int = 64
     """K: blocks retrieved in a layer, on average over layers."""
     recent_blocks: int = 8
@@ -133,9 +134,15 @@ class RetrieveConfig:
     candidate_segments: int = 64
     """Segments taken from each layer's index, whose blocks are then scored; 0 scores every block (exact)."""
     agree_segments: int = 3
-    """Policy `agree`: at most this many segments, which all layers choose together, and then read nothing else."""
+    """Policies `agree` and `cover`: at most this many segments, which all layers choose together, and then read nothing
+    else."""
     agree_share: float = 0.0
-    """Policy `agree`: leave out segments with less than this share of the best one's score."""
+    """Policy `agree`: leave out segments with less than this share of the best one's score. Policy `cover`: the best
+    one alone, if no other has this share of its score."""
+    cover_above: float = 4 / 3
+    """Policy `cover`: how far a segment must stand out for a token to count, in standard deviations."""
+    cover_gain: float = 0.3
+    """Policy `cover`: leave out segments that add less than this share of what the first one added."""
     similarity: Literal["dot", "cosine"] = "dot"
     """Of the question and a block; as `compress.similarity`. The index finds candidates by dot product."""
     budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(tau=0.5))

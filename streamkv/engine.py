@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamkv.attention import KV, attend_with_weights, grouped_query
+from streamkv.attention import KV, attend_with_weights, grouped_queries, grouped_query
 from streamkv.compression import make_compressor
 from streamkv.config import MethodConfig
 from streamkv.conversation import Turn
@@ -25,7 +25,7 @@ from streamkv.errors import ForeignStoreError, QuestionError, StoreError
 from streamkv.memory import SegmentInfo, VideoMemory
 from streamkv.models.base import QuestionPrompt, VideoLLM
 from streamkv.prefill import StreamWindow, prefill_segment, prefill_system
-from streamkv.retrieval import BlockChoice, Candidates, make_retriever
+from streamkv.retrieval import BlockChoice, Candidates, Query, make_retriever
 from streamkv.segmentation import Segmenter
 from streamkv.types import Answer, Evidence, LayerBlocks, Segment, SegmentKV
 
@@ -220,7 +220,7 @@ class _PromptRun:
     ) -> None:
         self._engine, self._memory, self._prompt = engine, memory, prompt
         self._room, self._watch = room, watch
-        self._queries: list[Tensor] = []  # (G * d,) of each layer
+        self._queries: list[Query] = []  # of each layer
         self._candidates: list[Candidates] = []
         self._layers: list[LayerReading] = []
         self._hidden_TD = prompt.embeds_TD
@@ -240,10 +240,7 @@ class _PromptRun:
     def adapt(self) -> None:
         """Again from the first layer whose count, and so whose choice, the scores of all layers change."""
         retriever = self._engine.retriever
-        agreed, candidates = retriever.agree(self._candidates), self._candidates
-        if agreed is not None:
-            looks = enumerate(self._queries)
-            candidates = [retriever.look(self._memory, layer, query, agreed) for layer, query in looks]
+        candidates = retriever.reconsider(self._memory, self._queries, self._candidates)
         counts = retriever.allocate(candidates)
         choices = [retriever.choose(c, n) for c, n in zip(candidates, counts, strict=True)]
         self._watch.lap("search")
@@ -263,7 +260,10 @@ class _PromptRun:
     def _search_layer(self, layer: int, q_THd: Tensor) -> BlockChoice:
         retriever, num_kv_heads = self._engine.retriever, self._engine.model.geometry.num_kv_heads
         similarity = retriever.method.retrieve.similarity
-        query = grouped_query(q_THd[self._prompt.question], num_kv_heads, similarity)
+        asked_THd = q_THd[self._prompt.question]
+        query = Query(
+            grouped_query(asked_THd, num_kv_heads, similarity), grouped_queries(asked_THd, num_kv_heads)
+        )
         self._queries.append(query)
         self._candidates.append(retriever.look(self._memory, layer, query))
         return retriever.choose(self._candidates[-1])

@@ -61,6 +61,10 @@ class VideoMemory(Protocol):
         """
         ...
 
+    def search_each(self, layer: int, queries: Tensor, k: int) -> list[np.ndarray]:
+        """What `search` finds for each of the queries (Q, G * d), in one pass over the vectors."""
+        ...
+
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         """The blocks of `layer`, of all segments or of those named."""
         ...
@@ -103,11 +107,16 @@ class InMemoryVideo:
         )
 
     def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
+        return self.search_each(layer, query[None], k)[0]
+
+    def search_each(self, layer: int, queries: Tensor, k: int) -> list[np.ndarray]:
         if not self._by_no:
-            return np.empty(0, np.int64)
+            return [np.empty(0, np.int64) for _ in queries]
         vectors = torch.stack([s.summary_vectors[layer] for s in self._by_no.values()]).cpu()
-        best = torch.sort(vectors @ query.cpu().float(), descending=True, stable=True).indices[:k]
-        return np.array([list(self._by_no)[row] for row in best.tolist()], np.int64)
+        scores_QS = queries.cpu().float() @ vectors.T
+        best_QK = torch.sort(scores_QS, dim=1, descending=True, stable=True).indices[:, :k]
+        segment_nos = np.array(list(self._by_no), np.int64)
+        return [segment_nos[rows.numpy()] for rows in best_QK]
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         wanted = set(self._by_no) if segment_nos is None else {int(no) for no in segment_nos}

@@ -31,8 +31,11 @@ class OnlySegments:
         return tuple(s for s in self._memory.segments if s.segment_no in self._nos)
 
     def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
-        ranked = self._memory.search(layer, query, len(self._memory.segments))
-        return ranked[np.isin(ranked, self._nos)][:k]
+        return self.search_each(layer, query[None], k)[0]
+
+    def search_each(self, layer: int, queries: Tensor, k: int) -> list[np.ndarray]:
+        every = self._memory.search_each(layer, queries, len(self._memory.segments))
+        return [ranked[np.isin(ranked, self._nos)][:k] for ranked in every]
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         wanted = self._nos if segment_nos is None else np.intersect1d(segment_nos, self._nos)

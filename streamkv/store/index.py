@@ -65,14 +65,17 @@ class SummaryIndex:
 
     def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
         """At most k segment numbers, int64, largest inner product with query (G * d,) first."""
+        return self.search_each(layer, query[None], k)[0]
+
+    def search_each(self, layer: int, queries: Tensor, k: int) -> list[np.ndarray]:
+        """What `search` finds for each of the queries (Q, G * d); each shard is passed over once."""
         if k <= 0 or not self._shards:
-            return np.empty(0, np.int64)
-        row = query.detach().float().cpu().reshape(1, -1).numpy()
-        found = [_search(shard, layer, row, k) for shard in self._shards]
-        scores = np.concatenate([scores for scores, _ in found])
-        segment_nos = np.concatenate([segment_nos for _, segment_nos in found])
-        best_first = np.lexsort((segment_nos, -scores))
-        return segment_nos[best_first[:k]]
+            return [np.empty(0, np.int64) for _ in queries]
+        rows = np.ascontiguousarray(queries.detach().float().cpu().numpy())
+        found = [_search(shard, layer, rows, k) for shard in self._shards]
+        scores_QF = np.concatenate([scores for scores, _ in found], axis=1)
+        segment_nos_QF = np.concatenate([segment_nos for _, segment_nos in found], axis=1)
+        return [_best(*pair, k) for pair in zip(scores_QF, segment_nos_QF, strict=True)]
 
 
 def _shard(segment_nos: np.ndarray, vectors_SLc: np.ndarray) -> _Shard:
@@ -101,7 +104,13 @@ def _flat(parts: list[np.ndarray]) -> Any:
     return index
 
 
-def _search(shard: _Shard, layer: int, row: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    scores, rows = shard.layers[layer].search(row, min(k, shard.num_segments))
-    found = rows[0] >= 0  # FAISS fills up with -1 where an inner product is NaN
-    return scores[0][found], shard.segment_nos[rows[0][found]]
+def _search(shard: _Shard, layer: int, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, k') scores and segment numbers; -1 where FAISS found none, as where an inner product is NaN."""
+    scores, rows = shard.layers[layer].search(queries, min(k, shard.num_segments))
+    return scores, np.where(rows >= 0, shard.segment_nos[rows], -1)
+
+
+def _best(scores: np.ndarray, segment_nos: np.ndarray, k: int) -> np.ndarray:
+    is_found = segment_nos >= 0
+    scores, segment_nos = scores[is_found], segment_nos[is_found]
+    return segment_nos[np.lexsort((segment_nos, -scores))[:k]]

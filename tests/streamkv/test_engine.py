@@ -26,6 +26,7 @@ from streamkv.engine import Engine, check_question, find_evidence
 from streamkv.errors import ConfigError, ForeignStoreError, QuestionError, StoreError
 from streamkv.memory import InMemoryVideo
 from streamkv.models import VideoLLM, load_model
+from streamkv.retrieval import Query
 from streamkv.segmentation import Segmenter
 from streamkv.types import Geometry, LayerBlocks
 
@@ -210,8 +211,8 @@ def test_second_pass_takes_adapted_counts_of_the_first_passes_scores(tiny_model:
     candidates = []
     for layer, state in enumerate(first.layers):
         q, _, _ = tiny_model.qkv(layer, state.input_TD)
-        query = q[prompt.question].mean(0).view(2, 3, -1).sum(1).flatten()
-        candidates.append(adaptive.retriever.look(memory, layer, query))
+        tokens = q[prompt.question].view(-1, 2, 3, geometry.head_dim).sum(2).flatten(1)
+        candidates.append(adaptive.retriever.look(memory, layer, Query(tokens.mean(0), tokens)))
     counts = adaptive.retriever.allocate(candidates)
     assert counts != [5, 5, 5]
     for state, candidate, count in zip(second.layers, candidates, counts, strict=True):

@@ -12,12 +12,14 @@ from tiny import random_segment_kv
 from streamkv.config import BudgetConfig, MethodConfig, RetrieveConfig
 from streamkv.errors import ConfigError
 from streamkv.memory import InMemoryVideo, last_blocks
-from streamkv.retrieval import BlockChoice, Candidates, Retriever, agreed_segments, make_retriever
+from streamkv.retrieval import BlockChoice, Candidates, Query, Retriever, make_retriever
+from streamkv.retrieval.agreement import Agreement, agreed_segments
 from streamkv.types import Geometry
 
 GEOMETRY = Geometry(num_layers=3, num_heads=6, num_kv_heads=2, head_dim=4, hidden_dim=24, frame_tokens=5)
 UNIFORM = BudgetConfig(policy="uniform")
-QUERY = torch.randn(GEOMETRY.summary_dim, generator=torch.Generator().manual_seed(5))
+VECTOR = torch.randn(GEOMETRY.summary_dim, generator=torch.Generator().manual_seed(5))
+QUERY = Query(VECTOR, VECTOR[None])
 LAYER = 1
 
 
@@ -47,7 +49,7 @@ def best_blocks(
         blocks = memory.gather(layer, np.array([no]), np.array([slot]))
         key = blocks.keys_bNGd[0].mean(0)
         length = float(key.norm()) if similarity == "cosine" else 1.0
-        scored.append((float((key * QUERY.view(2, 4)).sum()) / length, no, slot))
+        scored.append((float((key * VECTOR.view(2, 4)).sum()) / length, no, slot))
     return sorted((no, slot) for _, no, slot in sorted(scored, reverse=True)[:count])
 
 
@@ -94,7 +96,7 @@ def test_candidates_are_the_found_segments_and_those_of_the_latest_blocks() -> N
     vectors = torch.stack(
         [random_segment_kv(GEOMETRY, no, kept=(2, 3, 4)).summary_vectors[LAYER] for no in range(3, 12)]
     )
-    found = set((3 + (vectors @ QUERY).topk(2).indices).tolist())
+    found = set((3 + (vectors @ VECTOR).topk(2).indices).tolist())
     assert set(candidates.segment_nos.tolist()) == found | {10, 11}
     assert pairs(candidates) == sorted(pairs(candidates))
 
@@ -180,7 +182,7 @@ def test_last_blocks_reach_over_segments() -> None:
 
 def test_unknown_policy_is_named() -> None:
     with pytest.raises(
-        ConfigError, match=r"retrieve.policy: unknown 'magic'; known: agree, everything, recent, topk"
+        ConfigError, match=r"retrieve.policy: unknown 'magic'; known: agree, cover, everything, recent, topk"
     ):
         retriever_of(policy="magic")
 
@@ -206,10 +208,12 @@ def test_in_memory_video_searches_best_first() -> None:
     vectors = torch.stack(
         [random_segment_kv(GEOMETRY, no, kept=(2, 3, 4)).summary_vectors[0] for no in range(5)]
     )
-    expected = (vectors @ QUERY).argsort(descending=True).tolist()
-    assert memory.search(0, QUERY, 3).tolist() == expected[:3]
-    assert memory.search(0, QUERY, 99).tolist() == expected
-    assert InMemoryVideo(GEOMETRY).search(0, QUERY, 3).tolist() == []
+    expected = (vectors @ VECTOR).argsort(descending=True).tolist()
+    assert memory.search(0, VECTOR, 3).tolist() == expected[:3]
+    assert memory.search(0, VECTOR, 99).tolist() == expected
+    opposite = memory.search_each(0, torch.stack([VECTOR, -VECTOR]), 3)
+    assert [found.tolist() for found in opposite] == [expected[:3], expected[::-1][:3]]
+    assert InMemoryVideo(GEOMETRY).search(0, VECTOR, 3).tolist() == []
     assert memory.as_of_s == 40.0
     assert InMemoryVideo(GEOMETRY).as_of_s == 0.0
 
@@ -260,21 +264,23 @@ def test_agreeing_layers_read_the_agreed_segments_and_the_latest_blocks() -> Non
         policy="agree", agree_segments=2, blocks_per_layer=6, recent_blocks=1, candidate_segments=1
     )
     looks = [retriever.look(memory, layer, QUERY) for layer in range(GEOMETRY.num_layers)]
-    agreed = retriever.agree(looks)
-    assert agreed is not None
-    assert agreed.tolist() == agreed_segments(looks, 2)
-    again = [retriever.look(memory, layer, QUERY, agreed) for layer in range(GEOMETRY.num_layers)]
+    assert isinstance(retriever, Agreement)
+    queries = [QUERY] * GEOMETRY.num_layers
+    agreed = retriever.agree(memory, queries, looks)
+    assert agreed == agreed_segments(looks, 2)
+    again = retriever.reconsider(memory, queries, looks)
     for candidates, count in zip(again, retriever.allocate(again), strict=True):
         choice = retriever.choose(candidates, count)
-        assert set(agreed.tolist()) <= set(candidates.segment_nos.tolist())
-        assert set(choice.segment_nos.tolist()) <= {*agreed.tolist(), 7}
+        assert set(agreed) <= set(candidates.segment_nos.tolist())
+        assert set(choice.segment_nos.tolist()) <= {*agreed, 7}
         assert choice.segment_nos[-1] == 7
     assert retriever.is_adaptive
 
 
-def test_agreeing_on_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="agree_segments"):
-        retriever_of(policy="agree", agree_segments=0)
+@pytest.mark.parametrize("policy", ["agree", "cover"])
+def test_agreeing_on_nothing_is_refused(policy: str) -> None:
+    with pytest.raises(ConfigError, match=f"agree_segments: got 0, policy `{policy}`"):
+        retriever_of(policy=policy, agree_segments=0)
 
 
 def test_segments_far_below_the_best_are_left_out() -> None:

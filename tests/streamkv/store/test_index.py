@@ -38,6 +38,9 @@ def test_any_batches_find_what_a_sort_finds(sizes: list[int], layer: int, k: int
     assert got.dtype == np.int64
     np.testing.assert_array_equal(got, wanted)
     assert index.num_segments == sum(sizes)
+    both = index.search_each(layer, torch.stack([-query, query]), k)
+    np.testing.assert_array_equal(both[0], index.search(layer, -query, k))
+    np.testing.assert_array_equal(both[1], wanted)
 
 
 def test_layers_are_searched_apart() -> None:
