@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from actors.decode_encode import DecodeParts
 from actors.messages import StreamSpec
@@ -20,14 +19,6 @@ from streamkv.sources import sample_archive
 from streamkv.store import ModelIdentity, SegmentStore
 from streamkv.types import Frame
 from streamkv.video import OnGap
-
-if TYPE_CHECKING:
-    from streamkv.models import VideoLLM
-
-
-def identity_of(model: VideoLLM) -> ModelIdentity:
-    """What a store of this model's caches is marked with."""
-    return ModelIdentity(model.fingerprint, model.geometry, str(model.dtype).removeprefix("torch."))
 
 
 def load_decode_parts(config: PipelineConfig) -> DecodeParts:
@@ -48,7 +39,7 @@ def load_prefill_parts(config: PipelineConfig) -> PrefillParts:
     from streamkv.store.codecs import make_codec
 
     model = load_model(config.model)
-    identity = identity_of(model)
+    identity = ModelIdentity.of(model)
     make_codec(config.store.codec)  # an unknown name fails here, not at the first segment
     return PrefillParts(
         engine=Engine(model, config.method),

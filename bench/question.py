@@ -226,9 +226,9 @@ def measure(
 
 
 def _folder(config: PipelineConfig) -> Any:
-    from streamkv.models import _find_folder
+    from streamkv.models import find_folder
 
-    return _find_folder(config.model.path)
+    return find_folder(config.model.path)
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from actors.parts import identity_of
 from pipeline.dialogue import Query, Reply
 from pipeline.schemas import Answer, Evidence, Gap
 from streamkv.config import PipelineConfig
@@ -17,7 +16,7 @@ from streamkv.conversation import Turn
 from streamkv.engine import Engine, check_question
 from streamkv.errors import QuestionError, StoreError
 from streamkv.models import load_model
-from streamkv.store import SegmentStore, StreamReader
+from streamkv.store import ModelIdentity, SegmentStore, StreamReader
 
 MAX_WARM = 256
 """Streams whose index is kept; the least recently asked is forgotten first."""
@@ -103,7 +102,7 @@ class Answerer:
             self._store = SegmentStore.open(
                 self._config.store.root,
                 catalog_url=self._config.store.catalog_url,
-                identity=identity_of(self._model),
+                identity=ModelIdentity.of(self._model),
                 read_only=True,
             )
         return self._store

@@ -15,7 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamkv.config import CONFIG_ROOT, PipelineConfig, load_config, preset_names
+from pipeline.settings import load_settings
+from streamkv.config import CONFIG_ROOT, PipelineConfig, preset_names
 from streamkv.errors import ConfigError, StreamKVError
 from streamkv.evaluation.report import read_answers, write_answers
 from streamkv.evaluation.runner import AnswerRow, Variant, encoded, run_video, unanswered
@@ -28,7 +29,6 @@ ORACLE = "oracle"
 """Not a preset: `streamkv` that is handed the right segments."""
 CONTROLS = ("recent", "full")
 """Printed beside every score."""
-DEFAULT_PRESETS = ("streamkv", "rekv", "window", *CONTROLS, ORACLE)
 REVISION = 2
 """Of what an answer's row means; a new one makes every pair run again."""
 
@@ -56,9 +56,9 @@ class Problem:
 
 
 def make_variants(
-    config: str | Path | None, overrides: Sequence[str], presets: Sequence[str], own: Sequence[str]
+    config: str, overrides: Sequence[str], presets: Sequence[str], own: Sequence[str]
 ) -> list[Variant]:
-    """Presets by name, the controls, then `NAME: a.b=c ...` ones of the user's.
+    """Under the configuration of that name: presets, the controls, then `NAME: a.b=c ...` ones of the user's.
 
     Raises:
         ConfigError: an unknown preset, a variant without a name, or a setting that is wrong.
@@ -68,7 +68,7 @@ def make_variants(
         if name != ORACLE and name not in preset_names():
             raise ConfigError(f"--preset: unknown {name!r}; known: {', '.join([*preset_names(), ORACLE])}")
         preset = "streamkv" if name == ORACLE else name
-        loaded = load_config(config, [*overrides, f"preset={preset}"])
+        loaded = load_settings(config, [*overrides, f"preset={preset}"])
         variants.append(_variant(name, loaded, oracle=name == ORACLE))
     for text in own:
         name, colon, settings = text.partition(":")
@@ -76,7 +76,7 @@ def make_variants(
             raise ConfigError(
                 f"--variant: got {text!r}, need 'NAME: a.b=c ...', such as 'few: method.n_local=9'"
             )
-        variants.append(_variant(name.strip(), load_config(config, [*overrides, *shlex.split(settings)])))
+        variants.append(_variant(name.strip(), load_settings(config, [*overrides, *shlex.split(settings)])))
     return variants
 
 
@@ -84,13 +84,13 @@ def _variant(name: str, settings: PipelineConfig, *, oracle: bool = False) -> Va
     return Variant(name, settings.method, oracle=oracle, codec=settings.store.codec)
 
 
-def ablations(config: str | Path | None, overrides: Sequence[str]) -> list[Variant]:
+def ablations(config: str, overrides: Sequence[str]) -> list[Variant]:
     """The variants of configs/evaluation/ablations.yaml."""
     from omegaconf import OmegaConf
 
     rows = OmegaConf.load(CONFIG_ROOT / "evaluation" / "ablations.yaml")
     return [
-        _variant(str(name), load_config(config, [*overrides, "preset=streamkv", *settings]))
+        _variant(str(name), load_settings(config, [*overrides, "preset=streamkv", *settings]))
         for name, settings in rows.items()
     ]
 
@@ -98,14 +98,14 @@ def ablations(config: str | Path | None, overrides: Sequence[str]) -> list[Varia
 def plan(
     config: PipelineConfig, suites: Iterable[Suite], variants: Sequence[Variant], out: Path
 ) -> list[Part]:
-    """Every pair, with the file that its answers go to."""
-    fingerprint = _model(json.dumps(asdict(config.model))).fingerprint
+    """Every pair, with the file that its answers go to. Needs a Ray that is up."""
+    fingerprint = _fingerprint(config)
     parts = []
     for suite in suites:
         for video in suite.videos():
+            asked = [asdict(q) for q in video.questions]
             for variant in variants:
                 of = [REVISION, fingerprint, config.source.sample_fps, asdict(variant)]
-                asked = [asdict(q) for q in video.questions]
                 digest = hashlib.sha256(json.dumps([of, asked, suite.max_new_tokens]).encode()).hexdigest()
                 name = "".join(c if c.isalnum() or c in ".-" else "_" for c in f"{video.id}.{variant.name}")
                 file = out / "parts" / suite.name / f"{name}.{digest[:12]}.parquet"
@@ -119,10 +119,8 @@ def run(
     """All answers, in the order of the parts, and the videos that failed. Needs a Ray that is up."""
     import ray
 
-    gpus = int(config.model.device.startswith("cuda"))  # Ray hides GPUs from a task that does not ask for one
-    prepare = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(_prepare)
-    answer = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(_answer_part)
-    settings = json.dumps(asdict(config.model)), config.source.sample_fps, str(cache)
+    prepare, answer = _task(config, _prepare), _task(config, _answer_part)
+    settings = _as_key(config), config.source.sample_fps, str(cache)
     todo = [part for part in parts if not part.file.is_file()]
     videos: dict[tuple[str, str], Any] = {}
     done, failed = len(parts) - len(todo), {}
@@ -155,6 +153,29 @@ def run(
 def _take(parts: Iterator[Part], count: int) -> Iterator[Part]:
     for _, part in zip(range(count), parts, strict=False):
         yield part
+
+
+def _task(config: PipelineConfig, function: Callable[..., Any]) -> Any:
+    """What runs the model: where it is, with the GPU if it wants one, which Ray hides from who does not ask."""
+    import ray
+
+    gpus = int(config.model.device.startswith("cuda"))
+    return ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(function)
+
+
+def _fingerprint(config: PipelineConfig) -> str:
+    import ray
+
+    found = ray.get(_task(config, _load_fingerprint).remote(_as_key(config)))
+    return str(found)
+
+
+def _load_fingerprint(model_config: str) -> str:
+    return _model(model_config).fingerprint
+
+
+def _as_key(config: PipelineConfig) -> str:
+    return json.dumps(asdict(config.model))
 
 
 @lru_cache(maxsize=1)

@@ -82,11 +82,10 @@ def evaluate(
             _print_suites(as_json)
             return
         settings = load_settings(config, tuple(overrides or ()))
-        path = _config_path(config)
         names = [name.strip() for name in preset.split(",") if name.strip()]
-        variants = make_variants(path, overrides or (), names, variant or ())
+        variants = make_variants(config, overrides or (), names, variant or ())
         if ablations:
-            variants += ablation_rows(path, overrides or ())
+            variants += ablation_rows(config, overrides or ())
         minutes = _numbers(lengths)
         suites = _suites(suite, folder, seed, annotations, videos, quick=quick, lengths=minutes)
         here = folder / "-".join(
@@ -106,13 +105,6 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError as exc:
         raise SuiteError(f"--lengths: got {text!r}, need minutes with commas, such as 2,10") from exc
-
-
-def _config_path(name: str) -> Path:
-    from streamkv.config import CONFIG_ROOT
-
-    shipped = CONFIG_ROOT / f"{name}.yaml"
-    return shipped if shipped.is_file() else Path(name)
 
 
 def _suites(
@@ -155,16 +147,16 @@ def _measure(
     from streamkv.evaluation.report import plot, summarise, to_markdown, write_answers, write_table
 
     about = machine()
-    parts = plan(config, suites, variants, folder)
     with bars() as progress:
-        task = progress.add_task("evaluating", total=len(parts), note="starting Ray")
+        task = progress.add_task("evaluating", total=None, note="starting Ray")
 
         def on_part(what: str, done: int, total: int) -> None:
-            progress.update(task, completed=done, note=what)
+            progress.update(task, completed=done, total=total, note=what)
             if not err.is_terminal:
                 err.print(f"{done}/{total} {what}", highlight=False)
 
         with local_ray(config, make_temp()):
+            parts = plan(config, suites, variants, folder)
             rows, problems = run(
                 config, parts, seed=seed, cache=folder / "features", workers=workers, on_part=on_part
             )
@@ -200,8 +192,7 @@ def _print_tables(report: dict[str, Any], here: Path) -> None:
 
 
 def _cells(row: dict[str, Any], ages: Sequence[str]) -> list[str]:
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
+    from streamkv.evaluation.report import share
 
     return [
         escape(row["preset"]),

@@ -116,11 +116,10 @@ def _settings(home: str, name: str, overrides: list[str]) -> PipelineConfig:
 
 def _inspect(config: PipelineConfig, stream_id: str, question: str, *, video: bool) -> Inspection:
     """Everything that is drawn, read-only; a model is loaded only for the video or a question."""
-    from actors.parts import identity_of
     from streamkv.engine import Engine, check_question
     from streamkv.inspection import Inspection, MissingFootage, view_question, view_segments
     from streamkv.models import load_model
-    from streamkv.store import SegmentStore
+    from streamkv.store import ModelIdentity, SegmentStore
     from streamkv.video import redact_uri
 
     if question:
@@ -129,7 +128,7 @@ def _inspect(config: PipelineConfig, stream_id: str, question: str, *, video: bo
     store = SegmentStore.open(
         config.store.root,
         catalog_url=config.store.catalog_url,
-        identity=identity_of(model) if model is not None else None,
+        identity=ModelIdentity.of(model) if model is not None else None,
         read_only=True,
     )
     with store:

@@ -10,7 +10,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from torch import Tensor
 
 from streamkv.config import MethodConfig
 from streamkv.engine import Engine
+from streamkv.errors import StreamKVError
 from streamkv.evaluation.oracle import holding
 from streamkv.evaluation.scoring import SCORERS
 from streamkv.evaluation.types import EvalQuestion, EvalVideo
 from streamkv.memory import VideoMemory
 from streamkv.models.base import VideoLLM
 from streamkv.segmentation import Segmenter
-from streamkv.store import ModelIdentity, SegmentStore, write_segment
+from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore, write_segment
 from streamkv.types import Answer, Segment
 from streamkv.video import sample_frames
 
@@ -145,7 +146,7 @@ def run_video(
     max_new_tokens: int,
 ) -> list[AnswerRow]:
     """Asks every question of the video; each is answered from what was shown before it."""
-    identity = ModelIdentity(model.fingerprint, model.geometry, str(model.dtype).removeprefix("torch."))
+    identity = ModelIdentity.of(model)
     engine = Engine(model, variant.method)
     rows: list[AnswerRow] = []
     with tempfile.TemporaryDirectory(prefix="streamkv-eval-") as folder:
@@ -192,7 +193,10 @@ def _ask(
 ) -> tuple[Answer | None, str]:
     if memory is None or not memory.segments:
         return None, "nothing was shown before the question"
-    return engine.answer(memory, question.question, max_new_tokens=room), ""
+    try:
+        return engine.answer(memory, question.question, max_new_tokens=room), ""
+    except StreamKVError as exc:
+        return None, f"{type(exc).__name__}: {exc}"
 
 
 def _row(
@@ -251,12 +255,12 @@ def unanswered(
     return _row(suite, variant, seed, video, question, None, error, question.asked_at_s)
 
 
-def _with_totals(row: AnswerRow, places: list[Any], seen: EncodedVideo) -> AnswerRow:
-    totals = {
-        "stored_bytes": sum(place.file_bytes for place in places),
-        "kv_bytes": sum(place.kv_bytes for place in places),
-        "duration_s": seen.duration_s,
-        "frames": len(seen.spans_s),
-        "segments": len(places),
-    }
-    return AnswerRow(**{**asdict(row), **totals})
+def _with_totals(row: AnswerRow, places: list[SegmentPlace], seen: EncodedVideo) -> AnswerRow:
+    return replace(
+        row,
+        stored_bytes=sum(place.file_bytes for place in places),
+        kv_bytes=sum(place.kv_bytes for place in places),
+        duration_s=seen.duration_s,
+        frames=len(seen.spans_s),
+        segments=len(places),
+    )

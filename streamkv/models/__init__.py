@@ -15,7 +15,7 @@ from streamkv.errors import ModelError
 from streamkv.models.base import QuestionPrompt, VideoLLM
 from streamkv.models.llava_onevision import LlavaOnevision
 
-__all__ = ["ADAPTERS", "QuestionPrompt", "VideoLLM", "load_model"]
+__all__ = ["ADAPTERS", "QuestionPrompt", "VideoLLM", "find_folder", "load_model"]
 
 TOWNSQUARE = Path(__file__).resolve().parent.parent / "townsquare" / "checkpoint"
 
@@ -27,7 +27,7 @@ def load_model(config: ModelConfig) -> VideoLLM:
     """The model of a folder, hub id or `townsquare`, ready to run. Sets this process's torch threads."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    folder = _find_folder(config.path)
+    folder = find_folder(config.path)
     adapter = ADAPTERS.get(model_type := _model_type(folder))
     if adapter is None:
         raise ModelError(
@@ -40,7 +40,8 @@ def load_model(config: ModelConfig) -> VideoLLM:
         raise ModelError(f"{folder}: the checkpoint cannot be loaded: {exc}") from exc
 
 
-def _find_folder(path: str) -> Path:
+def find_folder(path: str) -> Path:
+    """The checkpoint's folder; a hub id is downloaded first. ModelError when there is none."""
     folder = TOWNSQUARE if path == "townsquare" else Path(path).expanduser()
     if folder.is_dir():
         return folder

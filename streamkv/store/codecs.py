@@ -4,11 +4,12 @@
 | --- | --- | --- | --- |
 | `raw` | as they are | as they are | none |
 | `fp16` | float32 to float16; 16-bit types as they are | the same | half a unit in the last place, 2^-11 of a value |
-| `int8` | per channel over the block's tokens | per token and head, over its channels | 1/508 of the group's range |
-| `int4` | the same, two to a byte | the same | 1/28 of the group's range |
+| `int8` | per channel over the block's tokens | per token and head, over its channels | 1/510 of the group's range |
+| `int4` | the same, two to a byte | the same | 1/30 of the group's range |
 
 Keys have channels that are large in every token, values do not (KIVI, arXiv 2402.02750): hence the groups. A group is
-stored as its lowest value and its step, both float16, and whole steps. Values beyond float16's range are clamped to it.
+stored as its lowest value and half its range, both float16, and whole steps. Values beyond float16's range are
+clamped to it.
 To these errors float16's own comes: 2^-11 of the group's largest magnitude, for the lowest value and for the range.
 """
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from streamkv.types import Geometry
+
+if TYPE_CHECKING:
+    from streamkv.models.base import VideoLLM
 
 FORMAT_VERSION = 2
 """Of segment files and of the catalog, as this program writes them; docs/format.md."""
@@ -26,6 +29,11 @@ class ModelIdentity:
     fingerprint: str
     geometry: Geometry
     dtype: str  # one of DTYPES
+
+    @classmethod
+    def of(cls, model: VideoLLM) -> ModelIdentity:
+        """What a store of this model's caches is marked with."""
+        return cls(model.fingerprint, model.geometry, str(model.dtype).removeprefix("torch."))
 
     @property
     def block_bytes(self) -> int:

@@ -15,10 +15,9 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.evaluation import CONTROLS, ablations, make_variants
-from streamkv.config import CONFIG_ROOT
 from streamkv.errors import ConfigError
 
-DEMO = CONFIG_ROOT / "demo.yaml"
+DEMO = "demo"
 runner = CliRunner()
 
 

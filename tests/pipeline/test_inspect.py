@@ -21,7 +21,6 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from actors.parts import identity_of
 from pipeline.cli import app
 from pipeline.commands.inspect import why_unreadable
 from pipeline.picture import DPI, WIDTH_IN, draw, spread
@@ -40,7 +39,7 @@ from streamkv.inspection import (
 )
 from streamkv.models import load_model
 from streamkv.segmentation import Segmenter
-from streamkv.store import SegmentStore, write_segment
+from streamkv.store import ModelIdentity, SegmentStore, write_segment
 from streamkv.video import sample_frames
 
 runner = CliRunner()
@@ -64,7 +63,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stored = [engine.prefill(window, s) for s in [*closed, segmenter.flush()] if s is not None]
     facts = {"preset": "streamkv", "sample_fps": config.source.sample_fps}
     sources = {"square": str(world.video), "gone": str(root / "gone.mp4"), "live": "rtsp://me:secret@cam/1"}
-    with SegmentStore.open(root / "store", identity=identity_of(model)) as store:
+    with SegmentStore.open(root / "store", identity=ModelIdentity.of(model)) as store:
         store.add_stream("new", str(world.video), facts)
         for name, uri in sources.items():
             store.add_stream(name, uri, facts)

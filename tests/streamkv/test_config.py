@@ -6,6 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from streamkv.config import CONFIG_ROOT, config_from_dict, config_to_dict, load_config, preset_names
 from streamkv.errors import ConfigError
@@ -30,6 +31,12 @@ def test_each_preset_gets_its_own_of_what_suits_the_model() -> None:
     assert found["recent"].retrieve.recent_blocks == 4
     assert found["rekv"].segment == load_config(overrides=["preset=rekv", OTHER_MODEL]).method.segment
     assert len({method.compress.guidance for method in found.values()}) == 1
+
+
+@pytest.mark.parametrize("file", list((CONFIG_ROOT / "models").glob("*.yaml")), ids=lambda file: file.stem)
+def test_what_suits_a_model_is_said_of_presets_that_there_are(file: Path) -> None:
+    """A misspelt name would be passed over in silence."""
+    assert set(OmegaConf.load(file)) <= {"all", *preset_names()}
 
 
 @pytest.mark.parametrize("name", [p.stem for p in CONFIG_ROOT.glob("*.yaml")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,13 @@ def test_a_question_before_the_first_frame_is_unanswered_and_wrong(tiny_model: V
     (row,) = run(tiny_model, variant_of("streamkv"), asked("first", 0.0))
     assert row.score == 0.0
     assert "nothing was shown" in row.error
+
+
+def test_a_question_that_cannot_be_answered_leaves_the_others_their_answers(tiny_model: VideoLLM) -> None:
+    blank = replace(asked("blank", 20.0), question="   ")
+    bad, good = run(tiny_model, variant_of("streamkv"), blank, asked("good", 20.0))
+    assert (bad.question_id, bad.score, bad.error[:13]) == ("blank", 0.0, "QuestionError")
+    assert (good.error, good.blocks_per_layer > 0) == ("", True)
 
 
 def test_bytes_are_those_of_the_files_and_smaller_where_less_is_kept(tiny_model: VideoLLM) -> None:
