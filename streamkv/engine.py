@@ -22,6 +22,7 @@ from streamkv.compression import make_compressor
 from streamkv.config import MethodConfig
 from streamkv.conversation import Turn
 from streamkv.errors import ForeignStoreError, QuestionError, StoreError
+from streamkv.excerpt import Span, between
 from streamkv.memory import SegmentInfo, VideoMemory
 from streamkv.models.base import QuestionPrompt, VideoLLM
 from streamkv.prefill import StreamWindow, prefill_segment, prefill_system
@@ -124,16 +125,20 @@ class Engine:
         memory: VideoMemory,
         question: str,
         *,
+        span: Span | None = None,
         earlier: Sequence[Turn] = (),
         max_new_tokens: int = 128,
         on_token: OnToken | None = None,
     ) -> Answer:
         """Answers greedily from what `memory` holds. An error of `on_token` ends the answer and is raised.
 
-        `earlier` turns are read with the question; what is looked for in `memory` are the question's words.
+        `earlier` turns are read with the question; what is looked for in `memory` are the question's words, and only
+        in segments that overlap `span`. QuestionError when none does.
         """
         watch = _Stopwatch()
-        reading = self.read(memory, question, earlier=earlier, max_new_tokens=max_new_tokens, watch=watch)
+        reading = self.read(
+            memory, question, span=span, earlier=earlier, max_new_tokens=max_new_tokens, watch=watch
+        )
         text = _TextStream(self.model, on_token)
         self._generate(reading, max_new_tokens, text, watch)
         return Answer(
@@ -152,6 +157,7 @@ class Engine:
         memory: VideoMemory,
         question: str,
         *,
+        span: Span | None = None,
         earlier: Sequence[Turn] = (),
         max_new_tokens: int = 128,
         watch: _Stopwatch | None = None,
@@ -163,6 +169,8 @@ class Engine:
         """
         question = check_question(question, max_chars=len(question))
         self._check_memory(memory)
+        if span is not None:
+            memory = between(memory, span)
         prompt = self.model.question_prompt(question, earlier)
         run = _PromptRun(self, memory, prompt, max_new_tokens, watch or _Stopwatch())
         run.search()

@@ -54,14 +54,17 @@ class VideoMemory(Protocol):
         """In time order."""
         ...
 
-    def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
+    def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
         """Segments whose summary vectors of `layer` have the largest inner product with query (G * d,).
 
-        At most k of their numbers, best first, int64.
+        At most k of their numbers, best first, int64. `among`: the only segments that are looked at, as ascending
+        numbers; None: all.
         """
         ...
 
-    def search_each(self, layer: int, queries: Tensor, k: int) -> list[np.ndarray]:
+    def search_each(
+        self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
+    ) -> list[np.ndarray]:
         """What `search` finds for each of the queries (Q, G * d), in one pass over the vectors."""
         ...
 
@@ -106,16 +109,18 @@ class InMemoryVideo:
             SegmentInfo(s.segment_no, s.start_s, s.end_s, s.num_frames) for s in self._by_no.values()
         )
 
-    def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
-        return self.search_each(layer, query[None], k)[0]
+    def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
+        return self.search_each(layer, query[None], k, among)[0]
 
-    def search_each(self, layer: int, queries: Tensor, k: int) -> list[np.ndarray]:
-        if not self._by_no:
-            return [np.empty(0, np.int64) for _ in queries]
-        vectors = torch.stack([s.summary_vectors[layer] for s in self._by_no.values()]).cpu()
+    def search_each(
+        self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        segment_nos = np.array([no for no in self._by_no if among is None or no in among], np.int64)
+        if not len(segment_nos):
+            return [segment_nos for _ in queries]
+        vectors = torch.stack([self._by_no[no].summary_vectors[layer] for no in segment_nos.tolist()]).cpu()
         scores_QS = queries.cpu().float() @ vectors.T
         best_QK = torch.sort(scores_QS, dim=1, descending=True, stable=True).indices[:, :k]
-        segment_nos = np.array(list(self._by_no), np.int64)
         return [segment_nos[rows.numpy()] for rows in best_QK]
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:

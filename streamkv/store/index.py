@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,19 @@ class _Shard:
     @property
     def num_segments(self) -> int:
         return int(self.segment_nos.shape[0])
+
+    @cached_property
+    def is_ascending(self) -> bool:
+        """Segments whose vectors had to be read from their files may come late."""
+        return bool((np.diff(self.segment_nos) > 0).all())
+
+    def rows_of(self, among: np.ndarray) -> range | np.ndarray:
+        """The rows of those of these segments (ascending numbers) that are here; a range where they are one."""
+        first, last = int(among[0]), int(among[-1])
+        if self.is_ascending and last - first + 1 == len(among):
+            start, stop = np.searchsorted(self.segment_nos, (first, last + 1)).tolist()
+            return range(start, stop)
+        return np.flatnonzero(np.isin(self.segment_nos, among))
 
 
 @dataclass(frozen=True)
@@ -63,16 +77,21 @@ class SummaryIndex:
         """With other shards in place of those of these ids; an id that is no longer there is passed over."""
         return SummaryIndex(tuple(shards.get(id(shard), shard) for shard in self._shards))
 
-    def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
-        """At most k segment numbers, int64, largest inner product with query (G * d,) first."""
-        return self.search_each(layer, query[None], k)[0]
+    def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
+        """At most k segment numbers, int64, largest inner product with query (G * d,) first.
 
-    def search_each(self, layer: int, queries: Tensor, k: int) -> list[np.ndarray]:
+        `among`: the only segments that are looked at, as ascending numbers; None: all.
+        """
+        return self.search_each(layer, query[None], k, among)[0]
+
+    def search_each(
+        self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
+    ) -> list[np.ndarray]:
         """What `search` finds for each of the queries (Q, G * d); each shard is passed over once."""
-        if k <= 0 or not self._shards:
+        if k <= 0 or not self._shards or (among is not None and not len(among)):
             return [np.empty(0, np.int64) for _ in queries]
         rows = np.ascontiguousarray(queries.detach().float().cpu().numpy())
-        found = [_search(shard, layer, rows, k) for shard in self._shards]
+        found = [_search(shard, layer, rows, k, among) for shard in self._shards]
         scores_QF = np.concatenate([scores for scores, _ in found], axis=1)
         segment_nos_QF = np.concatenate([segment_nos for _, segment_nos in found], axis=1)
         return [_best(*pair, k) for pair in zip(scores_QF, segment_nos_QF, strict=True)]
@@ -104,9 +123,18 @@ def _flat(parts: list[np.ndarray]) -> Any:
     return index
 
 
-def _search(shard: _Shard, layer: int, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _search(
+    shard: _Shard, layer: int, queries: np.ndarray, k: int, among: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """(Q, k') scores and segment numbers; -1 where FAISS found none, as where an inner product is NaN."""
-    scores, rows = shard.layers[layer].search(queries, min(k, shard.num_segments))
+    allowed = range(shard.num_segments) if among is None else shard.rows_of(among)
+    k = min(k, len(allowed))
+    if not k:
+        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    if len(allowed) == shard.num_segments:
+        scores, rows = shard.layers[layer].search(queries, k)
+    else:
+        scores, rows = ann.search_rows(shard.layers[layer], queries, k, allowed)
     return scores, np.where(rows >= 0, shard.segment_nos[rows], -1)
 
 
