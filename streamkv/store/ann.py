@@ -82,7 +82,9 @@ def search_rows(
         else faiss.IDSelectorBatch(np.ascontiguousarray(rows, np.int64))
     )
     vectors = index.refine_index if isinstance(index, faiss.IndexRefine) else index
-    scores, found = vectors.search(queries_QC, k, params=faiss.SearchParameters(sel=chosen))
+    only = faiss.SearchParameters()
+    only.sel = chosen
+    scores, found = vectors.search(queries_QC, k, params=only)
     return scores, found
 
 
