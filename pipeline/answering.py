@@ -5,12 +5,14 @@ Any process can answer for any stream; one that was asked before still has its i
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from pipeline.dialogue import Query, Reply
-from pipeline.schemas import Answer, Evidence, Gap
+from pipeline.schemas import Answer, Evidence, Gap, Span
+from pipeline.spans import AskedSpan, asked_span
 from streamkv.config import PipelineConfig
 from streamkv.conversation import Turn
 from streamkv.engine import Engine, check_question
@@ -61,6 +63,8 @@ class Answerer:
                 f"stream {query.stream_id!r}: nothing is committed yet, so there is nothing to answer from; "
                 "wait for its first segment, then ask again"
             )
+        info = self._opened().stream(query.stream_id)
+        asked = asked_span(query, memory, info, serve)
 
         def on_token(text: str) -> None:
             if cancelled.is_set():
@@ -70,9 +74,16 @@ class Answerer:
 
         max_new_tokens = query.max_new_tokens or serve.max_new_tokens
         found = self._engine.answer(
-            memory, question, earlier=query.earlier, max_new_tokens=max_new_tokens, on_token=on_token
+            memory,
+            question,
+            span=asked.span if asked else None,
+            earlier=query.earlier,
+            max_new_tokens=max_new_tokens,
+            on_token=on_token,
         )
-        gaps = [gap for gap in self._opened().stream(query.stream_id).gaps if gap.start_s <= found.as_of_s]
+        start_s, end_s = asked.span if asked else (-math.inf, math.inf)
+        end_s = min(end_s, found.as_of_s)
+        gaps = [gap for gap in info.gaps if gap.start_s <= end_s and gap.end_s > start_s]
         answer = Answer(
             answer=found.text,
             evidence=[
@@ -82,6 +93,7 @@ class Answerer:
             as_of_s=found.as_of_s,
             timings_ms=found.timings_ms,
             gaps=[Gap(start_s=g.start_s, end_s=g.end_s, reason=g.reason) for g in gaps[-MAX_GAPS:]],
+            span=_shown(asked),
         )
         return Reply(
             answer=answer,
@@ -106,6 +118,14 @@ class Answerer:
                 read_only=True,
             )
         return self._store
+
+
+def _shown(asked: AskedSpan | None) -> Span | None:
+    """JSON has no infinity."""
+    if asked is None:
+        return None
+    start_s, end_s = (side if math.isfinite(side) else None for side in asked.span)
+    return Span(start_s=start_s, end_s=end_s, words=asked.words)
 
 
 def _check_earlier(turns: Sequence[Turn], max_chars: int) -> None:

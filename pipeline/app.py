@@ -226,9 +226,6 @@ class ServeBackend:
         stats: dict[str, float] = await self._supervise("stats")
         return stats
 
-    async def ask(self, stream_id: str, question: str, max_new_tokens: int | None) -> schemas.Answer:
-        return (await self.reply(Query(stream_id, question, max_new_tokens=max_new_tokens))).answer
-
     async def reply(self, query: Query) -> Reply:
         reply: Reply = await self._ask_replica("reply", query.stream_id, query)
         return reply

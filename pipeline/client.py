@@ -59,8 +59,17 @@ class Client:
     def remove_stream(self, stream_id: str) -> None:
         self._call("DELETE", f"/v1/streams/{quote(stream_id, safe='')}")
 
-    def ask(self, stream_id: str, question: str, max_new_tokens: int | None = None) -> Json:
-        body = {"question": question, "max_new_tokens": max_new_tokens}
+    def ask(
+        self,
+        stream_id: str,
+        question: str,
+        max_new_tokens: int | None = None,
+        *,
+        start: float | str | None = None,
+        end: float | str | None = None,
+    ) -> Json:
+        """`start`, `end`: the part of the past to look at, in seconds of the stream or ISO times."""
+        body = {"question": question, "max_new_tokens": max_new_tokens, "from": start, "to": end}
         return self._call("POST", f"/v1/streams/{quote(stream_id, safe='')}/questions", body)
 
     def stats(self) -> dict[str, float]:

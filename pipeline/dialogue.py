@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from pipeline.schemas import Answer
 from streamkv.conversation import Turn
+from streamkv.when import Moment
 
 
 class Query(NamedTuple):
@@ -15,6 +16,8 @@ class Query(NamedTuple):
     question: str
     earlier: tuple[Turn, ...] = ()
     max_new_tokens: int | None = None  # None: the configuration's
+    start: Moment | None = None  # where the past that is looked at begins and ends; None: open
+    end: Moment | None = None
 
 
 class Reply(NamedTuple):

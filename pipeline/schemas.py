@@ -9,6 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from actors.views import GapView, LiveView, StreamView
 
+Moment = Annotated[float, Field(strict=True, allow_inf_nan=False)] | Annotated[str, Field(max_length=64)]
+From = Annotated[
+    Moment | None,
+    Field(
+        alias="from", description="only what was shown from then on: seconds of the stream, or an ISO time"
+    ),
+]
+To = Annotated[Moment | None, Field(alias="to", description="only what was shown before then")]
+
 
 def _example(**values: Any) -> ConfigDict:
     return ConfigDict(extra="forbid", json_schema_extra={"examples": [values]})
@@ -161,10 +170,14 @@ class SegmentList(BaseModel):
 class Question(BaseModel):
     """A question about one stream's past."""
 
-    model_config = _example(question="what colour is the bus at 14:07?", max_new_tokens=32)
+    model_config = _example(
+        question="what colour is the bus at 14:07?", max_new_tokens=32, **{"from": 120, "to": 180}
+    )
 
     question: str
     max_new_tokens: Annotated[int | None, Field(ge=1, le=4096, description="default: the server's")] = None
+    start: From = None
+    end: To = None
 
 
 class Evidence(BaseModel):
@@ -174,6 +187,14 @@ class Evidence(BaseModel):
     start_s: float
     end_s: float
     weight: Annotated[float, Field(description="share of the answer's attention to video")]
+
+
+class Span(BaseModel):
+    """The part of a stream's past that was looked at, in seconds of stream time; null where a side is open."""
+
+    start_s: float | None
+    end_s: float | None
+    words: Annotated[str | None, Field(description="of the question, that say so; null: `from` and `to`")]
 
 
 class Answer(BaseModel):
@@ -188,6 +209,7 @@ class Answer(BaseModel):
                     "as_of_s": 600.0,
                     "timings_ms": {"search": 1.2, "first_token": 31.0, "total": 40.5},
                     "gaps": [],
+                    "span": {"start_s": 120.0, "end_s": 180.0, "words": None},
                 }
             ]
         }
@@ -198,6 +220,7 @@ class Answer(BaseModel):
     as_of_s: Annotated[float, Field(description="stream time up to which the stream was read")]
     timings_ms: dict[str, float]
     gaps: Annotated[list[Gap], Field(description="footage that is missing from what was read")]
+    span: Annotated[Span | None, Field(description="what the answer was restricted to; null: nothing")] = None
 
 
 class ErrorBody(BaseModel):

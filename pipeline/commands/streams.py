@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from pipeline.commands.options import DEFAULT, HomeOption, JsonOption, UrlOption
+from pipeline.commands.options import DEFAULT, FromOption, HomeOption, JsonOption, ToOption, UrlOption
 from pipeline.show import print_answer, print_streams, wait_for_streams
 from pipeline.terminal import FAILED, friendly, out, print_json
 
@@ -94,14 +94,20 @@ def rm(
 def ask(
     stream_id: Annotated[str, typer.Argument(metavar="STREAM")],
     question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    start: FromOption = "",
+    end: ToOption = "",
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer; 0: the server's own.")] = 0,
     home: HomeOption = DEFAULT,
     url: UrlOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a question about what a stream has shown, and see what the answer rests on."""
+    """Ask a question about what a stream has shown, and see what the answer rests on.
+
+    Words that name a span of time restrict what is looked at: in the last five minutes, at 1:20:05 into the video;
+    for a live stream also: since 14:30, between 10:00 and 10:15. So do --from and --to, which come first.
+    """
     with friendly(as_json=as_json), connect(home, url) as client:
-        answer = client.ask(stream_id, question, max_new_tokens or None)
+        answer = client.ask(stream_id, question, max_new_tokens or None, start=start or None, end=end or None)
         if as_json:
             print_json(answer)
         else:
