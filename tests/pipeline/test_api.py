@@ -14,6 +14,7 @@ from actors.failures import NotReadyError, WorkerLostError
 from actors.views import GapView, PlaneState, StreamView
 from pipeline import schemas
 from pipeline.api import MAX_BODY_BYTES, make_api
+from pipeline.dialogue import Query, Reply
 from pipeline.http_errors import STATUS, DeadlineError, OverloadedError, status_of
 from streamkv import errors
 
@@ -39,6 +40,7 @@ ANSWER = schemas.Answer(
     as_of_s=28.0,
     timings_ms={"total": 12.5},
     gaps=[],
+    span=schemas.Span(start_s=0.5, end_s=None, words="since 9:05"),
 )
 
 
@@ -48,7 +50,7 @@ class FakeBackend:
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.phase = PlaneState("ready")
-        self.asked: list[tuple[str, str, int | None]] = []
+        self.queries: list[Query] = []
         self.removed: list[str] = []
 
     async def state(self) -> PlaneState:
@@ -72,10 +74,10 @@ class FakeBackend:
         self._raise()
         self.removed.append(stream_id)
 
-    async def ask(self, stream_id: str, question: str, max_new_tokens: int | None) -> schemas.Answer:
+    async def reply(self, query: Query) -> Reply:
         self._raise()
-        self.asked.append((stream_id, question, max_new_tokens))
-        return ANSWER
+        self.queries.append(query)
+        return Reply(ANSWER, prompt_tokens=11, completion_tokens=3, finish="stop")
 
     async def stats(self) -> dict[str, float]:
         return {"frames": 14}
@@ -146,8 +148,26 @@ def test_an_answer_says_what_it_rests_on(call: Caller, backend: FakeBackend) -> 
         "as_of_s": 28.0,
         "timings_ms": {"total": 12.5},
         "gaps": [],
+        "span": {"start_s": 0.5, "end_s": None, "words": "since 9:05"},
     }
-    assert backend.asked == [("lobby", "what?", 5)]
+    assert backend.queries == [Query("lobby", "what?", max_new_tokens=5)]
+
+
+@pytest.mark.parametrize("start", [None, 0, 12.5, "90", "2026-01-31T14:07:03+01:00"])
+def test_a_question_may_name_the_time_it_is_about(call: Caller, backend: FakeBackend, start: Any) -> None:
+    body = {"question": "what?", "from": start, "to": 700}
+    assert call("POST", "/v1/streams/lobby/questions", json=body).status_code == 200
+    assert backend.queries == [Query("lobby", "what?", start=start, end=700)]
+
+
+@pytest.mark.parametrize("time", ["Infinity", "NaN", "true", "[1]", '"' + "9" * 65 + '"', "1e999"])
+def test_times_that_are_none_are_422(call: Caller, backend: FakeBackend, time: str) -> None:
+    body = f'{{"question": "what?", "from": {time}}}'
+    headers = {"content-type": "application/json"}
+    response = call("POST", "/v1/streams/lobby/questions", content=body, headers=headers)
+    assert response.status_code == 422
+    assert "from" in error_of(response)["message"]
+    assert backend.queries == []
 
 
 @pytest.mark.parametrize(
@@ -237,7 +257,7 @@ def test_a_body_without_end_is_refused(call: Caller, backend: FakeBackend, annou
     )
     assert response.status_code == 413
     error_of(response)
-    assert backend.asked == []
+    assert backend.queries == []
 
 
 def test_what_is_our_own_mistake_tells_no_details(call: Caller, backend: FakeBackend) -> None:
