@@ -31,7 +31,7 @@ from bench.machine import Figure, machine, report, table
 from pipeline.settings import load_settings
 from streamkv.config import PipelineConfig
 from streamkv.engine import Engine, LayerCache
-from streamkv.memory import BlockTable, SegmentInfo
+from streamkv.memory import BlockTable, Ranked, SegmentInfo
 from streamkv.models import load_model
 from streamkv.store.index import SummaryIndex
 from streamkv.townsquare import make_questions, make_world
@@ -80,7 +80,7 @@ class SyntheticVideo:
 
     def search_each(
         self, layer: int, queries: torch.Tensor, k: int, among: np.ndarray | None = None
-    ) -> list[np.ndarray]:
+    ) -> list[Ranked]:
         return self._index.search_each(layer, queries, k, among)
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from streamkv.errors import QuestionError
-from streamkv.memory import BlockTable, SegmentInfo, VideoMemory
+from streamkv.memory import BlockTable, Ranked, SegmentInfo, VideoMemory
 from streamkv.types import Geometry, LayerBlocks
 
 
@@ -52,11 +52,11 @@ class Excerpt:
         return self._segments
 
     def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
-        return self.search_each(layer, query[None], k, among)[0]
+        return self.search_each(layer, query[None], k, among)[0].segment_nos
 
     def search_each(
         self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
-    ) -> list[np.ndarray]:
+    ) -> list[Ranked]:
         return self._memory.search_each(layer, queries, k, self._here(among))
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:

@@ -70,7 +70,8 @@ class Coverage(Agreement):
             return None
         each = max(1, TOKEN_CANDIDATES * wanted // len(query.tokens))
         tokens = query.tokens.float().cpu()
-        return np.unique(np.concatenate(memory.search_each(layer, tokens, min(wanted, each))))
+        found = memory.search_each(layer, tokens, min(wanted, each))
+        return np.unique(np.concatenate([ranked.segment_nos for ranked in found]))
 
 
 def cover(gains_TS: np.ndarray, count: int, least: float) -> list[int]:

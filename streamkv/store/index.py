@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from streamkv.memory import Ranked
 from streamkv.store import ann
 
 
@@ -82,19 +83,22 @@ class SummaryIndex:
 
         `among`: the only segments that are looked at, as ascending numbers; None: all.
         """
-        return self.search_each(layer, query[None], k, among)[0]
+        return self.search_each(layer, query[None], k, among)[0].segment_nos
 
     def search_each(
         self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
-    ) -> list[np.ndarray]:
+    ) -> list[Ranked]:
         """What `search` finds for each of the queries (Q, G * d); each shard is passed over once."""
         if k <= 0 or not self._shards or (among is not None and not len(among)):
-            return [np.empty(0, np.int64) for _ in queries]
+            return [Ranked(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
         rows = np.ascontiguousarray(queries.detach().float().cpu().numpy())
         found = [_search(shard, layer, rows, k, among) for shard in self._shards]
         scores_QF = np.concatenate([scores for scores, _ in found], axis=1)
         segment_nos_QF = np.concatenate([segment_nos for _, segment_nos in found], axis=1)
-        return [_best(*pair, k) for pair in zip(scores_QF, segment_nos_QF, strict=True)]
+        return [
+            Ranked(segment_nos[segment_nos >= 0], scores[segment_nos >= 0]).best(k)
+            for segment_nos, scores in zip(segment_nos_QF, scores_QF, strict=True)
+        ]
 
 
 def _shard(segment_nos: np.ndarray, vectors_SLc: np.ndarray) -> _Shard:
@@ -136,9 +140,3 @@ def _search(
     else:
         scores, rows = ann.search_rows(shard.layers[layer], queries, k, allowed)
     return scores, np.where(rows >= 0, shard.segment_nos[rows], -1)
-
-
-def _best(scores: np.ndarray, segment_nos: np.ndarray, k: int) -> np.ndarray:
-    is_found = segment_nos >= 0
-    scores, segment_nos = scores[is_found], segment_nos[is_found]
-    return segment_nos[np.lexsort((segment_nos, -scores))[:k]]

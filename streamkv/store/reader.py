@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
-from streamkv.memory import BlockTable, SegmentInfo
+from streamkv.memory import BlockTable, Ranked, SegmentInfo
 from streamkv.store.catalog import Catalog, Progress
 from streamkv.store.codecs import Codec
 from streamkv.store.index import SummaryIndex, faster
@@ -129,7 +129,7 @@ class StreamSnapshot:
 
     def search_each(
         self, layer: int, queries: torch.Tensor, k: int, among: np.ndarray | None = None
-    ) -> list[np.ndarray]:
+    ) -> list[Ranked]:
         return self._index.search_each(layer, queries, k, among)
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:

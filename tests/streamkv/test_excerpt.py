@@ -50,8 +50,8 @@ def test_excerpt_is_searched_as_if_there_were_no_more(inside: set[int], k: int, 
     for found, wanted in zip(
         excerpt.search_each(layer, queries, k), alone.search_each(layer, queries, k), strict=True
     ):
-        assert len(found) == min(k, len(inside))
-        assert found.tolist() == wanted.tolist()
+        assert len(found.segment_nos) == min(k, len(inside))
+        assert found.segment_nos.tolist() == wanted.segment_nos.tolist()
     assert excerpt.search(layer, queries[0], k).tolist() == alone.search(layer, queries[0], k).tolist()
     for named in (None, np.arange(LONG)):
         table, own = excerpt.table(layer, named), alone.table(layer)

@@ -39,8 +39,9 @@ def test_any_batches_find_what_a_sort_finds(sizes: list[int], layer: int, k: int
     np.testing.assert_array_equal(got, wanted)
     assert index.num_segments == sum(sizes)
     both = index.search_each(layer, torch.stack([-query, query]), k)
-    np.testing.assert_array_equal(both[0], index.search(layer, -query, k))
-    np.testing.assert_array_equal(both[1], wanted)
+    np.testing.assert_array_equal(both[0].segment_nos, index.search(layer, -query, k))
+    np.testing.assert_array_equal(both[1].segment_nos, wanted)
+    np.testing.assert_allclose(both[1].scores, scores[wanted - 10], rtol=1e-5, atol=1e-6)
 
 
 def test_layers_are_searched_apart() -> None:
