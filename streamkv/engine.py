@@ -103,7 +103,7 @@ class Engine:
         self.model = model
         self.method = method
         self.retriever = make_retriever(method, model.geometry)
-        self._finder = TopK(_for_finding(method), model.geometry)
+        self.finder = TopK(_for_finding(method), model.geometry)
         make_compressor(method.compress)  # an unknown name fails here, not at the first segment
         Segmenter(method.segment)
         self.system = prefill_system(model)
@@ -180,16 +180,17 @@ class Engine:
         return run.finish()
 
     @torch.inference_mode()
-    def find(self, memory: VideoMemory, question: str) -> dict[int, float]:
+    def find(self, memory: VideoMemory, question: str, finder: Retriever | None = None) -> dict[int, float]:
         """Segments that the question finds, with their scores: how far they stand out, summed over layers.
 
         Whatever the policy of answers, each layer looks by `topk` among all of `memory`; what it reads there shapes
-        the queries of later layers, and that finds far more than the bare question does (docs/results.md).
+        the queries of later layers, and that finds far more than the bare question does (docs/results.md). `finder`:
+        another retriever than that.
         """
         question = check_question(question, max_chars=len(question))
         self._check_memory(memory)
         prompt = self.model.question_prompt(question, ())
-        run = _PromptRun(self, self._finder, memory, prompt, 0, _Stopwatch())
+        run = _PromptRun(self, finder or self.finder, memory, prompt, 0, _Stopwatch())
         run.search()
         return segment_scores(run.candidates)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ class ManyVideos:
         streams = np.searchsorted(self._offsets, segment_nos, side="right") - 1
         bounds = [0, *(np.flatnonzero(np.diff(streams)) + 1).tolist(), len(slots)]
         parts = []
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             stream = int(streams[start])
             own = segment_nos[start:stop] - self._offsets[stream]
             parts.append(self._memories[stream].gather(layer, own, slots[start:stop]))
