@@ -18,7 +18,7 @@ from streamkv.conversation import Turn
 from streamkv.engine import Engine, check_question
 from streamkv.errors import QuestionError, StoreError
 from streamkv.models import load_model
-from streamkv.store import ModelIdentity, SegmentStore, StreamReader
+from streamkv.store import ModelIdentity, SegmentStore, StreamReader, StreamSnapshot
 
 MAX_WARM = 256
 """Streams whose index is kept; the least recently asked is forgotten first."""
@@ -36,9 +36,9 @@ class Answerer:
     """One question at a time: callers take turns."""
 
     def __init__(self, config: PipelineConfig) -> None:
-        self._config = config
+        self.config = config
         self._model = load_model(config.model)
-        self._engine = Engine(self._model, config.method)
+        self.engine = Engine(self._model, config.method)
         self._store: SegmentStore | None = None
         self._readers: OrderedDict[str, StreamReader] = OrderedDict()
 
@@ -54,16 +54,11 @@ class Answerer:
             QuestionError, UnknownStreamError, StoreError: what was asked cannot be answered.
             CancelledError: `cancelled` was set before the end.
         """
-        serve = self._config.serve
+        serve = self.config.serve
         question = check_question(query.question, serve.max_question_chars)
         _check_earlier(query.earlier, EARLIER_QUESTIONS * serve.max_question_chars)
-        memory = self._reader(query.stream_id).refresh()
-        if not memory.segments:
-            raise StoreError(
-                f"stream {query.stream_id!r}: nothing is committed yet, so there is nothing to answer from; "
-                "wait for its first segment, then ask again"
-            )
-        info = self._opened().stream(query.stream_id)
+        memory = self.memory(query.stream_id)
+        info = self.opened().stream(query.stream_id)
         asked = asked_span(query, memory, info, serve)
 
         def on_token(text: str) -> None:
@@ -73,7 +68,7 @@ class Answerer:
                 on_text(text)
 
         max_new_tokens = query.max_new_tokens or serve.max_new_tokens
-        found = self._engine.answer(
+        found = self.engine.answer(
             memory,
             question,
             span=asked.span if asked else None,
@@ -102,18 +97,29 @@ class Answerer:
             finish="stop" if found.num_tokens < max_new_tokens else "length",
         )
 
+    def memory(self, stream_id: str) -> StreamSnapshot:
+        """The stream's past so far. UnknownStreamError, or StoreError when there is nothing yet."""
+        memory = self._reader(stream_id).refresh()
+        if not memory.segments:
+            raise StoreError(
+                f"stream {stream_id!r}: nothing is committed yet, so there is nothing to answer from; "
+                "wait for its first segment, then ask again"
+            )
+        return memory
+
     def _reader(self, stream_id: str) -> StreamReader:
-        reader = self._readers.pop(stream_id, None) or self._opened().reader(stream_id)
+        reader = self._readers.pop(stream_id, None) or self.opened().reader(stream_id)
         self._readers[stream_id] = reader
         while len(self._readers) > MAX_WARM:
             self._readers.popitem(last=False)
         return reader
 
-    def _opened(self) -> SegmentStore:
+    def opened(self) -> SegmentStore:
+        """The store, which only ingest writes."""
         if self._store is None:  # made by the ingest plane, perhaps after this process started
             self._store = SegmentStore.open(
-                self._config.store.root,
-                catalog_url=self._config.store.catalog_url,
+                self.config.store.root,
+                catalog_url=self.config.store.catalog_url,
                 identity=ModelIdentity.of(self._model),
                 read_only=True,
             )

@@ -18,6 +18,8 @@ from pipeline.schemas import (
     Health,
     NewStream,
     Question,
+    Search,
+    SearchResult,
     SegmentList,
     Stream,
     StreamList,
@@ -40,6 +42,8 @@ class Backend(openai.Asking, Protocol):
     async def add_stream(self, stream_id: str, uri: str, guidance: str) -> StreamView: ...
 
     async def remove_stream(self, stream_id: str) -> None: ...
+
+    async def search(self, query: dialogue.SearchQuery) -> SearchResult: ...
 
     async def segments(self, stream_id: str, after: int, limit: int) -> SegmentList: ...
 
@@ -104,6 +108,20 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
             end=question.end,
         )
         return (await backend.reply(query)).answer
+
+    @app.post("/v1/search")
+    async def search(search: Search) -> SearchResult:
+        """Finds the streams that have shown what a question is about, and asks each of the best."""
+        query = dialogue.SearchQuery(
+            search.question,
+            None if search.streams == "*" else tuple(dict.fromkeys(search.streams)),
+            max_streams=search.max_streams,
+            answer=search.answer,
+            max_new_tokens=search.max_new_tokens,
+            start=search.start,
+            end=search.end,
+        )
+        return await backend.search(query)
 
     @app.get("/v1/streams/{stream_id}/segments")
     async def list_segments(

@@ -20,6 +20,24 @@ class Query(NamedTuple):
     end: Moment | None = None
 
 
+class SearchQuery(NamedTuple):
+    """A question to many streams."""
+
+    question: str
+    streams: tuple[str, ...] | None = None  # None: all
+    max_streams: int = 5  # that are found
+    answer: bool = True  # each of these too
+    max_new_tokens: int | None = None
+    start: Moment | None = None
+    end: Moment | None = None
+
+    def of(self, stream_id: str) -> Query:
+        """The same question to one of them."""
+        return Query(
+            stream_id, self.question, max_new_tokens=self.max_new_tokens, start=self.start, end=self.end
+        )
+
+
 class Reply(NamedTuple):
     """An answer and what it cost."""
 

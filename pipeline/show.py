@@ -102,6 +102,22 @@ def print_answer(answer: dict[str, Any]) -> None:
         out.print(f"[yellow]{gap_text(gap)}[/]", highlight=False)
 
 
+def print_found(found: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("stream", "answer", "from", "to", "score"):
+        table.add_column(name, justify="left" if name in ("stream", "answer") else "right", overflow="fold")
+    for stream in found["streams"]:
+        answer = escape(stream["answer"]["answer"]) if stream["answer"] else ""
+        for moment in stream["moments"]:
+            times = (clock(moment["start_s"]), clock(moment["end_s"]), f"{moment['score']:.1f}")
+            is_first = moment is stream["moments"][0]
+            table.add_row(*((escape(stream["stream_id"]), answer) if is_first else ("", "")), *times)
+    out.print(table)
+    out.print(f"[dim]{found['searched']} streams searched in {found['timings_ms']['search']:.0f} ms[/]")
+    for skipped in found["skipped"]:
+        out.print(f"[yellow]not searched: {escape(skipped['reason'])}[/]", highlight=False)
+
+
 def span_text(span: dict[str, Any]) -> str:
     """`looked at 1:00 to 2:00 only`, and which words of the question say so."""
     start_s, end_s = span["start_s"], span["end_s"]

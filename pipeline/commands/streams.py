@@ -1,4 +1,4 @@
-"""`add`, `ls`, `rm` and `ask`: what a running server is asked for."""
+"""`add`, `ls`, `rm`, `ask` and `search`: what a running server is asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from pipeline.commands.options import DEFAULT, FromOption, HomeOption, JsonOption, ToOption, UrlOption
-from pipeline.show import print_answer, print_streams, wait_for_streams
+from pipeline.show import print_answer, print_found, print_streams, wait_for_streams
 from pipeline.terminal import FAILED, friendly, out, print_json
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: [bold]streamkv ls[/]")(ls)
     app.command(epilog="Example: [bold]streamkv rm lobby[/]")(rm)
     app.command(epilog="Example: [bold]streamkv ask lobby 'what colour is the bus at 14:07?'[/]")(ask)
+
+    app.command(epilog="Example: [bold]streamkv search 'where is the red truck?'[/]")(search)
 
 
 def connect(home: str, url: str) -> Client:
@@ -112,3 +114,28 @@ def ask(
             print_json(answer)
         else:
             print_answer(answer)
+
+
+def search(
+    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    stream: Annotated[
+        list[str] | None,
+        typer.Option("--stream", metavar="ID", help="Search this one; repeat for more. Default: all."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, max=100, help="Streams to find, at most.")] = 5,
+    answers: Annotated[bool, typer.Option(help="Ask each of them, too.")] = True,
+    start: FromOption = "",
+    end: ToOption = "",
+    home: HomeOption = DEFAULT,
+    url: UrlOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask all streams at once: which of them have shown it, when, and what each answers."""
+    with friendly(as_json=as_json), connect(home, url) as client:
+        found = client.search(
+            question, stream or (), max_streams=top, answer=answers, start=start or None, end=end or None
+        )
+        if as_json:
+            print_json(found)
+        else:
+            print_found(found)
