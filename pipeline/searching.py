@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline.answering import Answerer, CancelledError
 from pipeline.dialogue import SearchQuery
@@ -38,7 +38,7 @@ class Searcher:
         skipped: dict[str, StoreError | QuestionError] = {}
         parts = dict(self._parts(query, skipped))
         if not parts:
-            raise next(iter(skipped.values()), StoreError("there is no stream yet; add one, then ask again"))
+            raise _reason(list(skipped.values()))
         many = ManyVideos(list(parts.values()))
         scores = self._answerer.engine.find(many, question)
         found = best_streams(many, scores, query.max_streams, MOMENTS)
@@ -83,3 +83,10 @@ class Searcher:
                 yield stream_id, between(memory, asked.span) if asked else memory
             except (StoreError, QuestionError) as exc:  # also a stream that was removed just now
                 skipped[stream_id] = exc
+
+
+def _reason(problems: Sequence[StoreError | QuestionError]) -> StoreError | QuestionError:
+    """Why nothing was searched: what is wrong with the question, rather than with a stream."""
+    if not problems:
+        return StoreError("there is no stream yet; add one, then ask again")
+    return next((p for p in problems if isinstance(p, QuestionError)), problems[0])

@@ -115,7 +115,10 @@ def print_found(found: dict[str, Any]) -> None:
     out.print(table)
     out.print(f"[dim]{found['searched']} streams searched in {found['timings_ms']['search']:.0f} ms[/]")
     for skipped in found["skipped"]:
-        out.print(f"[yellow]not searched: {escape(skipped['reason'])}[/]", highlight=False)
+        out.print(
+            f"[yellow]not searched: {escape(skipped['stream_id'])} ({escape(skipped['reason'])})[/]",
+            highlight=False,
+        )
 
 
 def span_text(span: dict[str, Any]) -> str:
