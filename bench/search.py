@@ -155,7 +155,7 @@ def figures(outcomes: Sequence[Outcome]) -> list[Figure]:
     ]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7_000)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("overrides", nargs="*", help="settings a.b=c")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     config = load_settings("local", args.overrides)
     torch.set_num_threads(max(1, config.model.threads))
     seeds = range(args.seed, args.seed + args.streams)

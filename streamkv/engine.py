@@ -184,8 +184,8 @@ class Engine:
         """Segments that the question finds, with their scores: how far they stand out, summed over layers.
 
         Whatever the policy of answers, each layer looks by `topk` among all of `memory`; what it reads there shapes
-        the queries of later layers, and that finds far more than the bare question does (docs/results.md). `finder`:
-        another retriever than that.
+        the queries of later layers, and that finds far more than the bare question does (`bench.search` measures both).
+        `finder`: another retriever than that.
         """
         question = check_question(question, max_chars=len(question))
         self._check_memory(memory)
