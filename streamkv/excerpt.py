@@ -66,7 +66,14 @@ class Excerpt:
         return self._memory.gather(layer, segment_nos, slots)
 
     def _here(self, segment_nos: np.ndarray | None) -> np.ndarray:
-        return self._nos if segment_nos is None else np.intersect1d(segment_nos, self._nos)
+        if segment_nos is None:
+            return self._nos
+        named = np.unique(segment_nos)  # few, as a rule, among a hundred thousand
+        at = np.searchsorted(self._nos, named)
+        is_here = at < len(self._nos)
+        is_here[is_here] = self._nos[at[is_here]] == named[is_here]
+        here: np.ndarray = named[is_here]
+        return here
 
 
 def between(memory: VideoMemory, span: Span) -> VideoMemory:

@@ -65,9 +65,10 @@ class ManyVideos:
         ]
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
+        named = None if segment_nos is None else np.unique(segment_nos)
         parts = []
         for stream, memory in enumerate(self._memories):
-            own = None if segment_nos is None else self._own(stream, np.unique(segment_nos))
+            own = None if named is None else self._own(stream, named)
             if own is None or len(own):
                 table = memory.table(layer, own)
                 parts.append(

@@ -125,6 +125,15 @@ def test_search_of_many_finds_what_a_search_of_one_would(
     assert found.keys() == wanted.keys()
     assert found == pytest.approx(wanted, rel=1e-4)
     assert len(set(found.values())) > 1
+    without = MethodConfig(retrieve=replace(retrieve, policy="topk", recent_blocks=0))
+    assert found == Engine(tiny_model, without).find(many, "where is it?"), "latest blocks are one stream's"
+
+
+def test_search_of_many_opens_few_even_where_answers_score_every_block(tiny_model: VideoLLM) -> None:
+    exact = RetrieveConfig(candidate_segments=0)
+    _, many, _ = both([list(range(40)), list(range(40))], tiny_model.geometry)
+    found = Engine(tiny_model, MethodConfig(retrieve=exact)).find(many, "where is it?")
+    assert found == Engine(tiny_model, MethodConfig()).find(many, "where is it?")
 
 
 def test_search_of_many_obeys_a_span_of_each(tiny_model: VideoLLM) -> None:
