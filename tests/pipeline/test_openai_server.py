@@ -75,6 +75,8 @@ def test_an_answer_is_from_the_span_that_is_named(real: openai.OpenAI, server: L
     assert read(f"what is the bus {words}", **{"from": 4, "to": 7}) == ({4.0, 6.0}, span)
     asked = server.run("ask", "lobby", "what is the bus", "--from", "4", "--to", "7", "--json")
     assert json.loads(asked.stdout)["span"] == span
+    shown = server.run("ask", "lobby", f"what is the bus {words}")
+    assert f"looked at 0:05 to the end only ({words})" in shown.stdout
     for wrong, message in (
         ({"from": 11}, "nothing of this stream is from 0:00:11 on; its footage spans 0:00:00 to 0:00:10"),
         ({"from": 7, "to": 4}, "`from` must come before `to`"),
