@@ -70,7 +70,7 @@ class Answerer:
         max_new_tokens = query.max_new_tokens or serve.max_new_tokens
         found = self.engine.answer(
             memory,
-            question,
+            asked.question if asked else question,
             span=asked.span if asked else None,
             earlier=query.earlier,
             max_new_tokens=max_new_tokens,

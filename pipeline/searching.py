@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from pipeline.answering import Answerer
 from pipeline.dialogue import SearchQuery
@@ -18,6 +19,13 @@ from streamkv.memory import VideoMemory
 
 MOMENTS = 3
 """Of each stream that is found."""
+
+
+class _Part(NamedTuple):
+    """What is looked at of one stream."""
+
+    memory: VideoMemory
+    question: str = ""  # without words that named the part; empty: it is the whole
 
 
 class Searcher:
@@ -39,8 +47,9 @@ class Searcher:
         parts = dict(self._parts(query, skipped))
         if not parts:
             raise _reason(list(skipped.values()))
-        many = ManyVideos(list(parts.values()))
-        scores = self._answerer.engine.find(many, question)
+        many = ManyVideos([part.memory for part in parts.values()])
+        asked = next((part.question for part in parts.values() if part.question), question)
+        scores = self._answerer.engine.find(many, asked)
         found = best_streams(many, scores, query.max_streams, MOMENTS)
         search_ms = 1000 * (time.perf_counter() - begun)
         ids = list(parts)
@@ -67,8 +76,8 @@ class Searcher:
 
     def _parts(
         self, query: SearchQuery, skipped: dict[str, StoreError | QuestionError]
-    ) -> Iterator[tuple[str, VideoMemory]]:
-        """What is looked at of each stream; those where that is nothing are noted as skipped."""
+    ) -> Iterator[tuple[str, _Part]]:
+        """What is looked at of each stream, by id; those where that is nothing are noted as skipped."""
         infos = {info.stream_id: info for info in self._answerer.opened().streams()}
         for stream_id in infos if query.streams is None else query.streams:
             if stream_id not in infos:
@@ -78,7 +87,10 @@ class Searcher:
             try:
                 memory = self._answerer.memory(stream_id)
                 asked = asked_span(query.of(stream_id), memory, infos[stream_id], self._answerer.config.serve)
-                yield stream_id, between(memory, asked.span) if asked else memory
+                if asked is None:
+                    yield stream_id, _Part(memory)
+                else:
+                    yield stream_id, _Part(between(memory, asked.span), asked.question)
             except (StoreError, QuestionError) as exc:  # also a stream that was removed just now
                 skipped[stream_id] = exc
 

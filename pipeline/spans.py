@@ -13,7 +13,7 @@ from streamkv.errors import QuestionError
 from streamkv.excerpt import Span, between
 from streamkv.live import is_live
 from streamkv.memory import VideoMemory
-from streamkv.phrases import find_phrase, phrase_span
+from streamkv.phrases import find_phrase, phrase_span, without
 from streamkv.store import StreamInfo
 from streamkv.when import StreamClock, named_span
 
@@ -24,6 +24,7 @@ class AskedSpan:
 
     span: Span
     words: str | None  # of the question, that name it; None: it was named beside the question
+    question: str  # without them
 
 
 def asked_span(query: Query, memory: VideoMemory, info: StreamInfo, config: ServeConfig) -> AskedSpan | None:
@@ -36,7 +37,7 @@ def asked_span(query: Query, memory: VideoMemory, info: StreamInfo, config: Serv
     span = named_span(query.start, query.end, clock)
     if span is not None:
         between(memory, span)
-        return AskedSpan(span, None)
+        return AskedSpan(span, None, query.question)
     phrase = find_phrase(query.question) if config.time_phrases else None
     span = phrase_span(phrase, clock) if phrase is not None else None
     if phrase is None or span is None:
@@ -45,7 +46,7 @@ def asked_span(query: Query, memory: VideoMemory, info: StreamInfo, config: Serv
         between(memory, span)
     except QuestionError as exc:
         raise QuestionError(f"{phrase.words!r}: {exc}; or leave these words out") from None
-    return AskedSpan(span, phrase.words)
+    return AskedSpan(span, phrase.words, without(query.question, phrase.words))
 
 
 def origin_of(info: StreamInfo) -> float | None:

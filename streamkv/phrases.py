@@ -80,6 +80,17 @@ def find_phrase(question: str) -> Phrase | None:
     return _dated(phrase, text)
 
 
+def without(question: str, words: str) -> str:
+    """The question once the words of its phrase have had their effect; as it was if it has no others.
+
+    Left in, a model may take them for a clock in the picture.
+    """
+    text = " ".join(question.split()).replace(words, "", 1)
+    text = re.sub(r"\s+(?=[?.!,;])", "", " ".join(text.split()))
+    text = re.sub(r",(?=[?.!,;])", "", text).strip(" ,;")
+    return text if re.search(r"\w", text) else question
+
+
 def _dated(phrase: Phrase, text: str) -> Phrase | None:
     """With the day that the question names; None where it is another than today or yesterday."""
     named = {word.lower() for word in _DAY.findall(text)}

@@ -72,6 +72,12 @@ def test_an_answer_is_from_the_span_that_is_named(real: openai.OpenAI, server: L
         {4.0, 6.0, 8.0},
         {"start_s": 5.0, "end_s": None, "words": words},
     )
+    with server.client() as client:
+        spoken, named = (
+            client.ask("lobby", "what is the bus " + words),
+            client.ask("lobby", "what is the bus", start=5),
+        )
+    assert spoken["evidence"] == named["evidence"], "the words are not asked"
     assert read(f"what is the bus {words}", **{"from": 4, "to": 7}) == ({4.0, 6.0}, span)
     asked = server.run("ask", "lobby", "what is the bus", "--from", "4", "--to", "7", "--json")
     assert json.loads(asked.stdout)["span"] == span

@@ -94,6 +94,18 @@ def test_span_is_looked_at_in_each_stream(searcher: Searcher) -> None:
     assert "its footage spans 0:00:00 to 0:00:16" in skipped["yard"]
 
 
+def test_words_that_name_a_span_are_not_searched_for(searcher: Searcher) -> None:
+    """16 s ago every stream showed something; where that lies differs from stream to stream."""
+    spoken = searcher.search(SearchQuery(f"{QUESTION} in the last 16 seconds", answer=False), GOING_ON)
+    lengths = {name: 8 * length for name, length in LENGTHS.items()}
+    assert all(m.end_s > lengths[s.stream_id] - 16 for s in spoken.streams for m in s.moments)
+    plain = searcher.search(SearchQuery(QUESTION, ("yard",), answer=False), GOING_ON)
+    alone = searcher.search(
+        SearchQuery(f"{QUESTION} in the last 16 seconds", ("yard",), answer=False), GOING_ON
+    )
+    assert alone.streams == plain.streams
+
+
 @pytest.mark.parametrize(
     ("query", "error", "message"),
     [

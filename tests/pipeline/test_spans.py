@@ -49,8 +49,10 @@ def asked(query: Query, info: StreamInfo, **config: object) -> AskedSpan | None:
 
 def test_times_beside_the_question_come_before_its_words() -> None:
     question = f"who came {WORDS}?"
-    assert asked(Query("lobby", question, start=8.0), ARCHIVE) == AskedSpan(Span(8.0), None)
-    assert asked(Query("lobby", question), ARCHIVE) == AskedSpan(Span(MEMORY.as_of_s - 1800), WORDS)
+    assert asked(Query("lobby", question, start=8.0), ARCHIVE) == AskedSpan(Span(8.0), None, question)
+    assert asked(Query("lobby", question), ARCHIVE) == AskedSpan(
+        Span(MEMORY.as_of_s - 1800), WORDS, "who came?"
+    )
     assert asked(Query("lobby", "who came?"), ARCHIVE) is None
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamkv.excerpt import Span
-from streamkv.phrases import Phrase, find_phrase, phrase_span
+from streamkv.phrases import Phrase, find_phrase, phrase_span, without
 from streamkv.townsquare.questions import make_questions
 from streamkv.townsquare.script import make_world
 from streamkv.when import StreamClock
@@ -121,7 +121,11 @@ def test_any_phrase_is_found_in_any_question(
 ) -> None:
     words, kind, start_s, end_s = phrase
     said = words.upper() if loud else words
-    assert find_phrase(f"{question[0]}{said}{question[1]}") == Phrase(said, kind, start_s, end_s)
+    text = f"{question[0]}{said}{question[1]}"
+    assert find_phrase(text) == Phrase(said, kind, start_s, end_s)
+    left = f"{question[0].strip()}{question[1]}".removeprefix(", ")
+    assert without(text, said) == left
+    assert find_phrase(left) is None
 
 
 @settings(max_examples=30, deadline=None)
@@ -210,3 +214,11 @@ def test_archive_has_its_own_time_and_no_time_of_day() -> None:
     assert span_in(ARCHIVE, "in the last two minutes?") == Span(4_880.0, INF)
     assert span_in(ARCHIVE, "at 01:20:05 into the video?") == Span(4_805.0, 4_806.0)
     assert span_in(ARCHIVE, "20 minutes into the video?") == Span(1_200.0, 1_260.0)
+
+
+def test_what_is_left_of_a_question_reads_well() -> None:
+    words = "in the last five minutes"
+    assert without(f"who, {words}, came?", words) == "who, came?"
+    assert without(f"who  came\n {words} ?", words) == "who came?"
+    assert without(f"who came, {words}?", words) == "who came?"
+    assert without(f"{words}?", words) == f"{words}?"
