@@ -51,6 +51,10 @@ class DecodeHandle:
     def remove_stream(self, stream_id: str) -> None:
         wait_for(_control(self.actor.remove_stream).remote(stream_id), CALL_S)
 
+    def latest(self, stream_id: str) -> list[SegmentMessage]:
+        messages: list[SegmentMessage] = wait_for(_control(self.actor.latest).remote(stream_id), CONTROL_S)
+        return messages
+
     def shutdown(self) -> None:
         wait_for(_control(self.actor.shutdown).remote(), CALL_S)
 

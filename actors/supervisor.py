@@ -20,7 +20,7 @@ from actors.messages import StreamSpec
 from actors.placement import Charge, Decoding, Prefilling, place
 from actors.timing import StageClock, add_totals
 from actors.views import GapView, PlaneState, StreamView
-from actors.workers import CatalogKeeper, Workers
+from actors.workers import CatalogKeeper, Decoder, Workers
 from streamkv.compression import make_compressor
 from streamkv.config import PipelineConfig
 from streamkv.errors import ConfigError, StreamExistsError, StreamKVError, UnknownStreamError
@@ -110,6 +110,11 @@ class Supervisor:
             if charge is not None:
                 self._close(charge)
             store.remove_stream(stream_id)
+
+    def decoder_of(self, stream_id: str) -> Decoder | None:
+        """The worker that decodes the stream now; None when none does."""
+        charge = self._charges.get(stream_id)
+        return charge.decoding.worker if charge is not None and charge.decoding is not None else None
 
     def stats(self) -> dict[str, float]:
         """Seconds and counts of each stage since the workers started; `active_streams` are in care now."""

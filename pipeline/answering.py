@@ -9,17 +9,24 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import torch
+
 from pipeline.dialogue import Query, Reply
 from pipeline.schemas import Answer, Evidence, Gap
 from streamkv.config import PipelineConfig
 from streamkv.conversation import Turn
 from streamkv.engine import Engine, check_question
 from streamkv.errors import QuestionError, StoreError
+from streamkv.latest import LatestPast
+from streamkv.memory import VideoMemory
 from streamkv.models import load_model
 from streamkv.store import ModelIdentity, SegmentStore, StreamReader
+from streamkv.types import Segment
 
 MAX_WARM = 256
 """Streams whose index is kept; the least recently asked is forgotten first."""
+MAX_WINDOWS = 8
+"""Streams that are ingested whose window is kept; each holds `n_local` tokens in every layer."""
 MAX_GAPS = 20
 """Gaps that an answer names, the latest ones."""
 EARLIER_QUESTIONS = 4
@@ -30,11 +37,18 @@ class CancelledError(Exception):
     """Nobody waits for the answer any more."""
 
 
+LatestSegments = Callable[[str, torch.device], list[Segment]]
+"""What a stream has shown and is not yet durable."""
+
+
 class Answerer:
     """One question at a time: callers take turns."""
 
-    def __init__(self, config: PipelineConfig) -> None:
+    def __init__(self, config: PipelineConfig, latest: LatestSegments | None = None) -> None:
+        """`latest`: None where nobody ingests."""
         self._config = config
+        self._latest = latest if config.serve.read_open else None
+        self._latest_pasts: OrderedDict[str, LatestPast] = OrderedDict()
         self._model = load_model(config.model)
         self._engine = Engine(self._model, config.method)
         self._store: SegmentStore | None = None
@@ -55,11 +69,11 @@ class Answerer:
         serve = self._config.serve
         question = check_question(query.question, serve.max_question_chars)
         _check_earlier(query.earlier, EARLIER_QUESTIONS * serve.max_question_chars)
-        memory = self._reader(query.stream_id).refresh()
+        memory = self._memory(query.stream_id)
         if not memory.segments:
             raise StoreError(
-                f"stream {query.stream_id!r}: nothing is committed yet, so there is nothing to answer from; "
-                "wait for its first segment, then ask again"
+                f"stream {query.stream_id!r}: it has shown nothing yet, so there is nothing to answer from; "
+                "wait for its first frame, then ask again"
             )
 
         def on_token(text: str) -> None:
@@ -89,6 +103,21 @@ class Answerer:
             completion_tokens=found.num_tokens,
             finish="stop" if found.num_tokens < max_new_tokens else "length",
         )
+
+    def _memory(self, stream_id: str) -> VideoMemory:
+        """All that the stream has shown up to now."""
+        reader, info = self._reader(stream_id), self._opened().stream(stream_id)
+        if self._latest is None or info.state != "ingesting":
+            return reader.refresh()
+        segments = self._latest(stream_id, self._model.device)
+        past = (
+            reader.refresh()
+        )  # after the latest: what is in neither would else have been committed in between
+        latest_past = self._latest_pasts.pop(stream_id, None) or LatestPast(self._engine)
+        self._latest_pasts[stream_id] = latest_past
+        if len(self._latest_pasts) > MAX_WINDOWS:
+            self._latest_pasts.popitem(last=False)
+        return latest_past.joined(past, segments, str(info.config.get("guidance", "")))
 
     def _reader(self, stream_id: str) -> StreamReader:
         reader = self._readers.pop(stream_id, None) or self._opened().reader(stream_id)

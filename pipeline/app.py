@@ -119,10 +119,11 @@ class Answer:
     """A replica that answers. The model loads before it counts as ready."""
 
     def __init__(self, config: PipelineConfig) -> None:
+        from actors.latest import latest_segments
         from pipeline.answering import Answerer  # brings torch, which only this process needs
         from pipeline.footage import Footage
 
-        self._answerer = Answerer(config)
+        self._answerer = Answerer(config, latest_segments)
         self._thread = ThreadPoolExecutor(1, "answer")
         self._footage = Footage(config.store)
         self._looks = ThreadPoolExecutor(1, "look")

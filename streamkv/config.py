@@ -258,6 +258,8 @@ class ServeConfig:
     max_new_tokens: int = 128
     max_question_chars: int = 4_000
     timeout_s: float = 60.0
+    read_open: bool = True
+    """Questions see what a stream has shown up to now; else what is committed, without the prefill of the rest."""
     max_queued: int = 64
     """Questions that may wait for a replica; more are refused with 503."""
 
