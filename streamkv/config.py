@@ -137,11 +137,13 @@ class RetrieveConfig:
     """Policies `agree` and `cover`: at most this many segments, which all layers choose together, and then read nothing
     else."""
     agree_share: float = 0.0
-    """Policy `agree`: leave out segments with less than this share of the best one's score. Policy `cover`: the best
-    one alone, if no other has this share of its score."""
+    """The same policies: leave out segments with less than this share of the best one's score."""
+    cover_share: float = 0.95
+    """Policy `cover`: a question names several moments if its mean query's best segment stands out less than this share
+    of what a single token's best segment does."""
     cover_above: float = 4 / 3
     """Policy `cover`: how far a segment must stand out for a token to count, in standard deviations."""
-    cover_gain: float = 0.3
+    cover_gain: float = 0.25
     """Policy `cover`: leave out segments that add less than this share of what the first one added."""
     similarity: Literal["dot", "cosine"] = "dot"
     """Of the question and a block; as `compress.similarity`. The index finds candidates by dot product."""
