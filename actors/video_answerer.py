@@ -15,18 +15,23 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
+from actors.failures import WorkerLostError
 from actors.parts import identity_of
-from streamkv.config import PipelineConfig
+from streamkv.config import ModelConfig, PipelineConfig
 from streamkv.engine import Engine
 from streamkv.errors import StreamKVError
 from streamkv.ingest import IngestCost, ingest
 from streamkv.memory import VideoMemory
-from streamkv.models import load_model
+from streamkv.models import VideoLLM, load_model
 from streamkv.sources import sample_archive
 from streamkv.store import Gap, SegmentStore, durable
 
 STREAM = "video"
 COST = "cost.json"
+MAX_TRIES = 3
+"""Workers that may die at one video."""
 PARTIAL = ".partial"
 """Ends the name of a memory that is not whole."""
 
@@ -48,6 +53,7 @@ class VideoQuestions:
     asked: tuple[Asked, ...]
     path: str = ""  # the file; empty: `video` is a stream of the configured store
     memory: str = ""  # folder of the file's memory, here or to be made
+    tries: str = ""  # file that has a byte for each time that a worker began with these; empty: any number
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -90,7 +96,7 @@ class VideoAnswerer:
 
     def __init__(self, config: PipelineConfig, chunk: int) -> None:
         self._config, self._chunk = config, chunk
-        self._model = load_model(config.model)
+        self._model = load_quietly(config.model)
         self._engine = Engine(self._model, config.method)
         self._store: SegmentStore | None = None
 
@@ -104,6 +110,7 @@ class VideoAnswerer:
         asked = questions.asked
         chunks = [asked[i : i + self._chunk] for i in range(0, len(asked), self._chunk)]
         try:
+            _count_try(questions.tries)
             shown = self._of_file(questions) if questions.path else self._of_stream(questions.video)
         except Exception as exc:  # whatever is wrong with one video, the others are to be answered
             yield from ([Answered(one.key, error=_describe(exc)) for one in chunk] for chunk in chunks)
@@ -185,6 +192,27 @@ class VideoAnswerer:
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _count_try(file: str) -> None:
+    """WorkerLostError when workers have begun often enough, and died.
+
+    Ray would begin for ever, and what ends its task options say about that is deprecated.
+    """
+    if not file:
+        return
+    with open(file, "ab") as tries:
+        tries.write(b".")
+        if tries.tell() > MAX_TRIES:
+            raise WorkerLostError(
+                f"{MAX_TRIES} workers died at this video; see that they have memory enough, and that it is whole"
+            )
+
+
+def load_quietly(config: ModelConfig) -> VideoLLM:
+    """The model, without a bar of its own: every worker's would be shown."""
+    disable_progress_bar()
+    return load_model(config)
 
 
 def _gaps(gaps: Sequence[Gap]) -> list[dict[str, Any]]:

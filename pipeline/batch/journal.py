@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from actors.video_answerer import PARTIAL, Answered
+from pipeline.batch.plan import MEMORIES, TRIES
 from streamkv.errors import BatchError
 from streamkv.store import durable
 
@@ -25,8 +26,8 @@ class Journal:
     """Use `open_journal`."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._file = folder / "journal.jsonl"
-        self.memories = folder / "memories"
         self.answers = self._read()  # by key
 
     def add(self, answers: Sequence[Answered]) -> None:
@@ -72,8 +73,9 @@ def open_journal(out: Path) -> Iterator[Journal]:
                 f"--out: another batch is writing {out}; wait for it, or choose another"
             ) from exc
         journal = Journal(folder)
-        for partial in journal.memories.glob(f"*{PARTIAL}"):  # of workers that were killed
-            shutil.rmtree(partial, ignore_errors=True)
+        for left in (folder / TRIES, *(folder / MEMORIES).glob(f"*{PARTIAL}")):  # of workers that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        (folder / TRIES).mkdir()
         yield journal
 
 

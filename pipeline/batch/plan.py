@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,18 @@ from streamkv.errors import SourceError, UnknownStreamError
 
 REVISION = 1
 """Of what an answer means; a new one makes every question be asked again."""
+MEMORIES, TRIES = "memories", "tries"
+"""Folders of the journal's."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A row of the log: what its answer is called, or why there is none."""
+    """A row of the log: what is asked, or why nothing is."""
 
     row: LogRow
-    asked: Asked | None
-    video: Video | None
+    asked: Asked | None = None
+    video: Video | None = None
+    memory: str = ""  # names what the model remembers of the video: another model or method, another memory
     error: str = ""
 
 
@@ -45,23 +49,20 @@ class Plan:
 
 def make_plan(rows: Iterable[LogRow], footage: Footage, config: PipelineConfig, fingerprint: str) -> Plan:
     """Finds each row's video. `fingerprint` is the model's."""
-    videos: dict[str, Video | str] = {}
     source = config.source
     seen = [source.sample_fps, source.batch_frames, source.keyframes_only, config.store.codec]
     of = [REVISION, fingerprint, asdict(config.method), seen]
+    find = lru_cache(maxsize=None)(partial(_find, footage))
     planned = []
     for row in rows:
-        found: Video | str = row.error
-        if not row.error:
-            if row.video not in videos:
-                videos[row.video] = _find(footage, row.video)
-            found = videos[row.video]
+        found = row.error or find(row.video)
         if isinstance(found, str):
-            planned.append(Planned(row, None, None, found))
+            planned.append(Planned(row, error=found))
             continue
+        memory = _digest([*of, found.identity])
         room = row.max_new_tokens or config.serve.max_new_tokens
-        key = _digest([*of, found.identity, row.question, room])
-        planned.append(Planned(row, Asked(key, row.question, room), found))
+        asked = Asked(_digest([memory, row.question, room]), row.question, room)
+        planned.append(Planned(row, asked, found, memory))
     return Plan(tuple(planned))
 
 
@@ -73,24 +74,29 @@ def _find(footage: Footage, name: str) -> Video | str:
         return f"{type(exc).__name__}: {exc}"
 
 
-def group(questions: Iterable[Planned], memories: Path, *, most: int) -> list[VideoQuestions]:
+def group(questions: Iterable[Planned], work: Path, *, most: int) -> list[VideoQuestions]:
     """The questions of each video together, what takes longest first, so that no worker begins it last.
 
     A file's questions stay together: it is shown to the model once. A stream's need no such thing, and go in groups
-    of at most `most`.
+    of at most `most`. `work` is the folder of the journal.
     """
-    videos: dict[Video, list[Asked]] = {}
+    videos: dict[tuple[Video, str], list[Asked]] = {}
     for planned in questions:
         if planned.video is not None and planned.asked is not None:
-            videos.setdefault(planned.video, []).append(planned.asked)
-    groups = []
-    for video, asked in sorted(videos.items(), key=lambda pair: -pair[0].size):
-        if video.path:
-            memory = memories / _digest(video.identity)
-            groups.append(VideoQuestions(video.name, tuple(asked), video.path, str(memory)))
-        else:
-            parts = (asked[i : i + most] for i in range(0, len(asked), most))
-            groups += [VideoQuestions(video.name, tuple(part)) for part in parts]
+            videos.setdefault((planned.video, planned.memory), []).append(planned.asked)
+    groups: list[VideoQuestions] = []
+    for (video, memory), asked in sorted(videos.items(), key=lambda item: -item[0][0].size):
+        step = len(asked) if video.path else most
+        for i in range(0, len(asked), step):
+            groups.append(
+                VideoQuestions(
+                    video=video.name,
+                    asked=tuple(asked[i : i + step]),
+                    path=video.path,
+                    memory=str(work / MEMORIES / memory) if video.path else "",
+                    tries=str(work / TRIES / f"{len(groups)}"),
+                )
+            )
     return groups
 
 

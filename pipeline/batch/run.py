@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.parts import identity_of
-from actors.video_answerer import Answered, VideoAnswerer, VideoQuestions
+from actors.video_answerer import Answered, VideoAnswerer, VideoQuestions, load_quietly
 from pipeline.batch.footage import Footage, open_footage
 from pipeline.batch.journal import Journal, remove_journal
 from pipeline.batch.output import check_columns, read_previous, write_output
@@ -22,16 +22,12 @@ from pipeline.batch.question_log import QuestionLog, read_log
 from streamkv.config import ModelConfig, PipelineConfig
 from streamkv.engine import check_question
 from streamkv.errors import BatchError
-from streamkv.models import load_model
 from streamkv.store import ModelIdentity
 
 CHUNK = 32
 """Questions about a video that are written down together: what a kill loses, for each worker."""
 MAX_GROUPS_APART = 4096
 """Groups that Ray Data schedules one by one; of more, some go together."""
-MAX_TASK_RETRIES = 2
-"""How often a video is tried again whose worker died; then its questions have failed."""
-LOST = "WorkerLostError: the worker died each time that it was at this video; see to its memory, and to the video"
 LOAD_S = 1800.0
 """How long a model may take to load."""
 
@@ -91,11 +87,11 @@ def run_batch(inputs: Inputs, journal: Journal, *, workers: int, on_answers: OnA
     found = len(answers)
     on_answers(found, len(questions), "found from before" if found else "loading the model")
     todo = [planned for key, planned in questions.items() if key not in answers]
-    groups = group(todo, journal.memories, most=CHUNK)
+    groups = group(todo, journal.folder, most=CHUNK)
     for video, some in _answered(groups, config, workers, journal):
         answers.update((answer.key, answer) for answer in some)
         on_answers(len(answers), len(questions), video)
-    answers.update((key, Answered(key, error=LOST)) for key in questions if key not in answers)
+    assert len(answers) == len(questions), (len(answers), len(questions))
     write_output(inputs.out, inputs.log, plan, answers, model=identity.fingerprint, preset=config.preset)
     remove_journal(inputs.out)
     return Outcome(plan, answers, found)
@@ -113,7 +109,7 @@ def _identity(config: ModelConfig) -> ModelIdentity:
 
 
 def _load_identity(config: ModelConfig) -> ModelIdentity:
-    return identity_of(load_model(config))
+    return identity_of(load_quietly(config))
 
 
 def _gpus(config: ModelConfig) -> int:
@@ -160,7 +156,6 @@ def _through_ray_data(
             compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             num_gpus=_gpus(config.model),
-            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": MAX_TASK_RETRIES},
         )
         for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
             for text in batch["answers"]:
@@ -169,15 +164,14 @@ def _through_ray_data(
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """Ray Data's, for a batch: each chunk is handed on at once, a lost video is ours to notice, no bars but ours."""
+    """Ray Data's, for a batch: each chunk is handed on at once, and there are no bars but ours."""
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1
-    context.max_errored_blocks = -1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     with DataContext.current(context):
         yield
 

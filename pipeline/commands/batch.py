@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -126,7 +127,8 @@ def _answer(
         journal = stack.enter_context(open_journal(answers))
         on_answers = _progress(stack, len(inputs.log.rows))
         stack.enter_context(joined_ray(address) if address else local_ray(settings, make_temp()))
-        return run_batch(inputs, journal, workers=workers, on_answers=on_answers)
+        cores = 0 if address else os.cpu_count() or 1  # our own Ray says that it has more
+        return run_batch(inputs, journal, workers=workers or cores, on_answers=on_answers)
 
 
 def _progress(stack: ExitStack, num_rows: int) -> OnAnswers:
