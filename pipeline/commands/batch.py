@@ -126,9 +126,13 @@ def _answer(
     with ExitStack() as stack:
         journal = stack.enter_context(open_journal(answers))
         on_answers = _progress(stack, len(inputs.log.rows))
-        stack.enter_context(joined_ray(address) if address else local_ray(settings, make_temp()))
-        cores = 0 if address else os.cpu_count() or 1  # our own Ray says that it has more
-        return run_batch(inputs, journal, workers=workers or cores, on_answers=on_answers)
+        if address:
+            stack.enter_context(joined_ray(address))
+        else:
+            workers = workers or os.cpu_count() or 1  # a Ray of our own says that it has more
+            # Without logs: Ray would write some of them to stdout, beside the --json.
+            stack.enter_context(local_ray(settings, make_temp(), show_logs=False))
+        return run_batch(inputs, journal, workers=workers, on_answers=on_answers)
 
 
 def _progress(stack: ExitStack, num_rows: int) -> OnAnswers:

@@ -251,7 +251,8 @@ def test_streams_of_a_store_are_answered_as_the_engine_does_and_bad_rows_keep_th
         assert (row["answer"], row["as_of_s"], row["error"]) == (answer.text, answer.as_of_s, None)
         assert row["decode_encode_s"] is None, "the ingest plane has spent it"
     for row, error in zip(rows, errors, strict=True):
-        assert (error in (row["error"] or "")) and (row["answer"] is None) == bool(error)
+        assert error in (row["error"] or "")
+        assert (row["answer"] is None) == bool(error)
 
 
 @pytest.mark.ray
@@ -300,7 +301,7 @@ def test_an_example_is_a_log_that_a_batch_reads(tmp_path: Path) -> None:
         (["log.jsonl", "--footage", ".", "--out", "a.csv"], "need a name that ends in .parquet"),
         (["log.jsonl", "--footage", ".", "--out", "log.jsonl/a.parquet"], "cannot write"),
         (["log.jsonl", "--footage", ".", "--out", "text.parquet"], "no batch wrote it"),
-        (["log.jsonl", "--footage", "damaged", "--out", "a.parquet"], "no store in damaged"),
+        (["log.jsonl", "--footage", "damaged", "--out", "a.parquet"], "no store in "),
         (["log.jsonl", "model.pth=x", "--footage", ".", "--out", "a.parquet"], "model.pth"),
     ],
 )
