@@ -22,11 +22,12 @@ from actors.parts import identity_of
 from streamkv.config import ModelConfig, PipelineConfig
 from streamkv.engine import Engine
 from streamkv.errors import StreamKVError
+from streamkv.held import HeldVideo
 from streamkv.ingest import IngestCost, ingest
 from streamkv.memory import VideoMemory
 from streamkv.models import VideoLLM, load_model
 from streamkv.sources import sample_archive
-from streamkv.store import Gap, SegmentStore, durable
+from streamkv.store import Gap, SegmentStore, StreamReader, StreamSnapshot, durable
 
 STREAM = "video"
 COST = "cost.json"
@@ -99,6 +100,8 @@ class VideoAnswerer:
         self._model = load_quietly(config.model)
         self._engine = Engine(self._model, config.method)
         self._store: SegmentStore | None = None
+        self._reader: StreamReader | None = None  # of the latest stream
+        self._held: tuple[StreamSnapshot, HeldVideo] | None = None
 
     def __call__(self, batch: dict[str, Sequence[str]]) -> Iterator[dict[str, list[str]]]:
         for text in batch["questions"]:
@@ -147,11 +150,16 @@ class VideoAnswerer:
                 identity=identity_of(self._model),
                 read_only=True,
             )
-        memory, info = self._store.reader(stream_id).refresh(), self._store.stream(stream_id)
-        about = Answered(
-            "", gaps=_gaps(info.gaps), frames=info.num_source_frames, segments=len(memory.segments)
-        )
-        return _Shown(memory, about)
+        if (
+            self._reader is None or self._reader.stream_id != stream_id
+        ):  # groups of one stream follow each other
+            self._reader = self._store.reader(stream_id)
+        now = self._reader.refresh()
+        if self._held is None or self._held[0] is not now:
+            self._held = now, HeldVideo(now)
+        info = self._store.stream(stream_id)
+        about = Answered("", gaps=_gaps(info.gaps), frames=info.num_source_frames, segments=len(now.segments))
+        return _Shown(self._held[1], about)
 
     def _of_file(self, questions: VideoQuestions) -> _Shown:
         folder = Path(questions.memory)
@@ -161,7 +169,7 @@ class VideoAnswerer:
         # Not read-only: what a kill left of its files is then seen to. Nobody else has it open.
         with SegmentStore.open(folder, identity=identity_of(self._model)) as store:
             memory, gaps = store.reader(STREAM).refresh(), store.stream(STREAM).gaps
-        return _Shown(memory, Answered("", gaps=_gaps(gaps), **asdict(cost)))
+        return _Shown(HeldVideo(memory), Answered("", gaps=_gaps(gaps), **asdict(cost)))
 
     def _remember(self, questions: VideoQuestions, folder: Path) -> None:
         """Makes the video's memory; the folder appears whole or not at all."""

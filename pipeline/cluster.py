@@ -30,11 +30,8 @@ def cpus_needed(config: PipelineConfig) -> float:
 
 
 @contextmanager
-def local_ray(config: PipelineConfig, temp: Path, *, show_logs: bool = True) -> Iterator[None]:
-    """A new Ray that only this machine reaches, with a token that only its processes know.
-
-    `show_logs`: what workers print, and what Ray says of them, goes to this process's stdout and stderr.
-    """
+def local_ray(config: PipelineConfig, temp: Path) -> Iterator[None]:
+    """A new Ray that only this machine reaches, with a token that only its processes know."""
     # Before ray is imported: it reads these once. A token, because an open port on loopback runs anybody's
     # code.
     os.environ.update(
@@ -53,7 +50,7 @@ def local_ray(config: PipelineConfig, temp: Path, *, show_logs: bool = True) -> 
             resources=dict.fromkeys(ROLES, PLENTY),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
-            log_to_driver=show_logs,
+            log_to_driver=True,
             logging_level=logging.WARNING,
             _node_ip_address="127.0.0.1",
             _temp_dir=str(temp),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,12 +127,12 @@ def _answer(
     with ExitStack() as stack:
         journal = stack.enter_context(open_journal(answers))
         on_answers = _progress(stack, len(inputs.log.rows))
+        stack.enter_context(redirect_stdout(sys.stderr))  # Ray tells of dead workers there, beside the --json
         if address:
             stack.enter_context(joined_ray(address))
         else:
             workers = workers or os.cpu_count() or 1  # a Ray of our own says that it has more
-            # Without logs: Ray would write some of them to stdout, beside the --json.
-            stack.enter_context(local_ray(settings, make_temp(), show_logs=False))
+            stack.enter_context(local_ray(settings, make_temp()))
         return run_batch(inputs, journal, workers=workers, on_answers=on_answers)
 
 
