@@ -98,11 +98,13 @@ def run_batch(inputs: Inputs, journal: Journal, *, workers: int, on_answers: OnA
 
 
 def _identity(config: ModelConfig) -> ModelIdentity:
-    """In a process that ends at once: a GPU's memory is then free for the workers."""
+    """On a GPU in a process that ends at once, so that its memory is then free for the workers."""
     import ray
 
     from actors.remote import wait_for  # it imports ray, which must come after its settings (`local_ray`)
 
+    if not _gpus(config):
+        return _load_identity(config)
     identify = ray.remote(num_cpus=1, num_gpus=_gpus(config), max_calls=1, max_retries=1)(_load_identity)
     identity: ModelIdentity = wait_for(identify.remote(config), LOAD_S)
     return identity
