@@ -99,9 +99,11 @@ def plan_of(count: int) -> tuple[QuestionLog, Plan]:
     return QuestionLog(tuple(p.row for p in planned), columns), Plan(tuple(planned))
 
 
-def written(out: Path, count: int, seed: int = 0) -> list[dict[str, object]]:
+def written(out: Path, count: int, seed: int = 0, *, failed: str = "") -> list[dict[str, object]]:
+    """The output of `count` rows, whose answers come in any order; the one of the key `failed` is an error."""
     log, plan = plan_of(count)
     answers = [answered(int(key.split("-")[1])) for key in plan.questions]
+    answers = [Answered(a.key, error="lost") if a.key == failed else a for a in answers]
     random.Random(seed).shuffle(answers)
     with open_journal(out):
         write_output(out, log, plan, {a.key: a for a in answers}, model="m", preset="p")
@@ -131,8 +133,8 @@ def test_the_output_has_every_row_once_and_in_order(
 def test_an_earlier_output_gives_its_answers_and_not_its_errors(tmp_path: Path) -> None:
     out = tmp_path / "a.parquet"
     assert read_previous(out) == {}
-    written(out, 6)
-    assert read_previous(out) == {f"key-{i}": answered(i) for i in (0, 1, 2, 4)}
+    written(out, 6, failed="key-1")
+    assert read_previous(out) == {f"key-{i}": answered(i) for i in (0, 2, 4)}
 
 
 def test_a_file_that_no_batch_wrote_is_kept(tmp_path: Path) -> None:
