@@ -10,6 +10,9 @@ from streamkv.config import PipelineConfig
 from streamkv.errors import BatchError, SourceError, UnknownStreamError
 from streamkv.store import ModelIdentity, SegmentStore, is_store
 
+HOME_STORE = "store"
+"""In a server's home, which is easily taken for a store."""
+
 
 @dataclass(frozen=True)
 class Video:
@@ -40,6 +43,8 @@ def open_footage(path: Path, config: PipelineConfig) -> Footage:
     """BatchError when there is neither a folder nor a store; StoreError when the store cannot be opened."""
     if not path.is_dir():
         raise BatchError(f"--footage: no folder {path}; give a folder of videos, or a store's folder")
+    if is_store(path / HOME_STORE):
+        raise BatchError(f"--footage: {path} is a server's home; give its store, {path / HOME_STORE}")
     return Streams(path, config) if is_store(path) else Files(path, config)
 
 

@@ -76,7 +76,11 @@ def open_journal(out: Path) -> Iterator[Journal]:
         for left in (folder / TRIES, *(folder / MEMORIES).glob(f"*{PARTIAL}")):  # of workers that were killed
             shutil.rmtree(left, ignore_errors=True)
         (folder / TRIES).mkdir()
-        yield journal
+        try:
+            yield journal
+        finally:
+            if not journal.answers and not any((folder / MEMORIES).glob("*")):  # nothing to go on with
+                remove_journal(out)
 
 
 def work_folder(out: Path) -> Path:

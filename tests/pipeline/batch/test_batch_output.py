@@ -61,6 +61,7 @@ def test_only_one_batch_writes_an_output(tmp_path: Path) -> None:
         pass
     with open_journal(out):
         pass
+    assert not list(tmp_path.iterdir()), "nothing was answered, so nothing is left"
 
 
 def test_a_journal_begins_without_what_killed_workers_left(tmp_path: Path) -> None:

@@ -143,4 +143,8 @@ def test_footage_is_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "a.mp4", tmp_path / "none"):
         with pytest.raises(BatchError, match="--footage: no folder"):
             open_footage(path, CONFIG)
+    (tmp_path / "home" / "store").mkdir(parents=True)
+    (tmp_path / "home" / "store" / "store.json").write_text("{}")
+    with pytest.raises(BatchError, match="a server's home; give its store"):
+        open_footage(tmp_path / "home", CONFIG)
     assert isinstance(open_footage(tmp_path, CONFIG), Files)
