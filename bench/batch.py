@@ -35,13 +35,15 @@ from streamkv.config import PipelineConfig
 
 SHOWN_AGAIN = 6
 """Questions for each of which the video is shown again."""
+FEWEST = 200
+"""Questions in all: answers come 32 at a time."""
 
 
 @dataclass(frozen=True)
 class BatchRun:
     seconds: float  # from the call to the output
     answers_per_s: float  # from the first answers to the last
-    right: float  # share of answers that are as HTTP's
+    same: float  # share of answers that are as HTTP's
 
 
 class Case:
@@ -161,7 +163,7 @@ def measure(config_name: str, overrides: Sequence[str], case: Case, work: Path, 
         Figure("batch_files_s", "s", tuple(run.seconds for run in files)),
         Figure("ingest_s", "s", (ingest_s,)),
         Figure("shown_again_s", "s", again_s, "for each question"),
-        Figure("same_answers", "share", tuple(run.right for run in (*store, *files)), "as over HTTP"),
+        Figure("same_answers", "share", tuple(run.same for run in (*store, *files)), "as over HTTP"),
     ]
 
 
@@ -183,6 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("overrides", nargs="*", help="settings a.b=c")
     given = parser.parse_args(arguments)
+    if given.videos * given.questions < FEWEST:
+        parser.error(
+            f"got {given.videos} videos x {given.questions} questions, need {FEWEST} or more for a rate"
+        )
     about = machine()
     work = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
