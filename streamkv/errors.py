@@ -5,6 +5,7 @@ StreamKVError
 ├── SourceError           a video cannot be opened or read at all
 ├── ModelError            a checkpoint cannot be loaded or is of an unknown family
 ├── QuestionError         a question is empty or too long
+├── BatchError            a batch's questions, footage or output cannot be used
 ├── SuiteError            an evaluation's annotations are missing or malformed
 │   └── MissingVideoError     a video that the annotations name is not in the folder
 └── StoreError
@@ -37,6 +38,10 @@ class ModelError(StreamKVError):
 
 class QuestionError(StreamKVError, ValueError):
     """A question is empty or longer than the configured limit."""
+
+
+class BatchError(StreamKVError):
+    """A batch's question log cannot be read, its footage is not there, or its output cannot be written."""
 
 
 class SuiteError(StreamKVError):

@@ -2,6 +2,7 @@
 
 from streamkv.store.ageing import Aged
 from streamkv.store.layout import check_stream_id
+from streamkv.store.opening import is_store
 from streamkv.store.reader import StreamReader, StreamSnapshot
 from streamkv.store.records import Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
 from streamkv.store.segment_file import SegmentFile
@@ -21,5 +22,6 @@ __all__ = [
     "StreamSnapshot",
     "StreamState",
     "check_stream_id",
+    "is_store",
     "write_segment",
 ]

@@ -103,6 +103,11 @@ def _upgraded(root: Path, catalog: Catalog, stored: StoredIdentity) -> StoredIde
     return stored
 
 
+def is_store(root: Path) -> bool:
+    """Whether a store's marker is there; what it says is not looked at."""
+    return (root / layout.MARKER).is_file()
+
+
 def marked_id(root: Path) -> str | None:
     """The store's id in the root's marker; None when there is no marker."""
     path = root / layout.MARKER
