@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore, write_segment
@@ -9,6 +10,9 @@ from streamkv.types import Geometry, LayerBlocks, SegmentKV
 
 GEOMETRY = Geometry(num_layers=3, num_heads=8, num_kv_heads=2, head_dim=5, hidden_dim=40, frame_tokens=7)
 IDENTITY = ModelIdentity("town-1", GEOMETRY, "float32")
+
+on_both = pytest.mark.parametrize("catalog_url", ["sqlite", "postgresql"], indirect=True)
+"""Tests with their catalog in SQLite and in a real PostgreSQL."""
 
 
 def random_bits(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:

@@ -8,7 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from store_samples import IDENTITY, assert_same_segment, filled, make_kv, segment_files, store_segment
+from store_samples import (
+    IDENTITY,
+    assert_same_segment,
+    filled,
+    make_kv,
+    on_both,
+    segment_files,
+    store_segment,
+)
 
 from streamkv.errors import (
     CorruptSegmentError,
@@ -19,6 +27,8 @@ from streamkv.errors import (
     UnknownStreamError,
 )
 from streamkv.store import Gap, SegmentFile, SegmentStore, write_segment
+
+pytestmark = on_both
 
 # ---------------------------------------------------------------- streams
 
@@ -113,7 +123,7 @@ def test_removed_stream_leaves_neither_rows_nor_files(store: SegmentStore) -> No
 
 
 def test_removal_cut_between_rows_and_files_is_finished_at_open(
-    store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+    store: SegmentStore, catalog_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(store, 2)
     store.add_stream("gate", "file:x")
@@ -122,9 +132,9 @@ def test_removal_cut_between_rows_and_files_is_finished_at_open(
         patch.setattr(SegmentStore, "_remove_files", lambda self, stream_id, epoch: [])
         store.remove_stream("cam")
     assert len(segment_files(store)) == 3
-    SegmentStore.open(store.root, read_only=True).close()
+    SegmentStore.open(store.root, catalog_url=catalog_url, read_only=True).close()
     assert len(segment_files(store)) == 3
-    SegmentStore.open(store.root).close()
+    SegmentStore.open(store.root, catalog_url=catalog_url).close()
     assert len(segment_files(store)) == 1
     assert store.verify() == []
 
@@ -231,12 +241,12 @@ def test_epochs_taken_at_once_all_differ(store: SegmentStore) -> None:
     assert store.stream("cam").epoch == max(epochs)
 
 
-def test_two_writers_at_once_leave_one_whole_sequence(store: SegmentStore) -> None:
+def test_two_writers_at_once_leave_one_whole_sequence(store: SegmentStore, catalog_url: str) -> None:
     """Both take over in turn and commit what they can; each segment is there once, with its own bytes."""
 
     def write(writer: int) -> dict[int, int]:
         mine: dict[int, int] = {}
-        with SegmentStore.open(store.root, identity=IDENTITY) as own:
+        with SegmentStore.open(store.root, catalog_url=catalog_url, identity=IDENTITY) as own:
             for _ in range(12):
                 epoch, no = own.begin_writing("cam"), own.stream("cam").next_segment_no
                 seed = 1000 * writer + no
