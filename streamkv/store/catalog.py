@@ -214,20 +214,16 @@ class Catalog:
             stream.epoch = _next_epoch(session)
             return stream.epoch
 
-    def epoch(self, stream_id: str) -> int:
-        """Of the writer that owns the stream; 0: none yet."""
+    def check_writer(self, stream_id: str, epoch: int) -> None:
+        """FencedError unless the epoch is that of the stream's writer."""
         with self._reading() as session:
-            return _known(session, stream_id).epoch
+            _check_writer(_known(session, stream_id), epoch)
 
     def commit(self, place: SegmentPlace) -> bool:
         """Adds the segment's row; False when it is there already. FencedError when the epoch is stale."""
         with self._writing() as session:
             stream = _locked(session, place.stream_id)
-            if place.epoch != stream.epoch:
-                raise FencedError(
-                    f"stream {place.stream_id!r}: epoch {place.epoch} may not commit, the writer is epoch "
-                    f"{stream.epoch} now; stop this writer"
-                )
+            _check_writer(stream, place.epoch)
             if place.segment_no < stream.next_segment_no:
                 return False
             if place.segment_no > stream.next_segment_no:
@@ -416,6 +412,14 @@ def _locked(session: Session, stream_id: str) -> StreamRow:
     if stream is None:
         raise _unknown(session, stream_id)
     return stream
+
+
+def _check_writer(stream: StreamRow, epoch: int) -> None:
+    if epoch != stream.epoch:
+        raise FencedError(
+            f"stream {stream.id!r}: epoch {epoch} may not commit, the writer is epoch {stream.epoch} now; "
+            "stop this writer"
+        )
 
 
 def _unknown(session: Session, stream_id: str) -> UnknownStreamError:

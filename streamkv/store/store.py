@@ -151,7 +151,12 @@ class SegmentStore:
         file is not there in full; then nothing changes.
         """
         self._check_writable()
-        self._check_place(place)
+        try:
+            self._check_place(place)
+        except CorruptSegmentError:
+            # Whoever took over has collected the file of a writer that was stopped: that is what to say.
+            self._catalog.check_writer(place.stream_id, place.epoch)
+            raise
         if not self._catalog.commit(place):
             return False
         with suppress(CorruptSegmentError):  # whoever reads the segment says so

@@ -163,7 +163,7 @@ def test_writer_of_a_removed_stream_commits_nothing_to_its_successor(store: Segm
     with pytest.raises(FencedError):
         store.commit(late)
     assert store.begin_writing("cam") > old
-    with pytest.raises((FencedError, CorruptSegmentError)):
+    with pytest.raises(FencedError):  # though its file is collected, too
         store.commit(late)
     assert store.stream("cam").num_segments == 0
     assert segment_files(store) == []
@@ -239,35 +239,6 @@ def test_epochs_taken_at_once_all_differ(store: SegmentStore) -> None:
         epochs = list(pool.map(lambda _: store.begin_writing("cam"), range(24)))
     assert len(set(epochs)) == 24
     assert store.stream("cam").epoch == max(epochs)
-
-
-def test_two_writers_at_once_leave_one_whole_sequence(store: SegmentStore, catalog_url: str) -> None:
-    """Both take over in turn and commit what they can; each segment is there once, with its own bytes."""
-
-    def write(writer: int) -> dict[int, int]:
-        mine: dict[int, int] = {}
-        with SegmentStore.open(store.root, catalog_url=catalog_url, identity=IDENTITY) as own:
-            for _ in range(12):
-                epoch, no = own.begin_writing("cam"), own.stream("cam").next_segment_no
-                seed = 1000 * writer + no
-                try:
-                    place = write_segment(own.root, IDENTITY, "cam", epoch, make_kv(no, seed=seed))
-                    if own.commit(place):
-                        mine[no] = seed
-                except StoreError:  # taken over; the other may have cleaned up under its hands, too
-                    continue
-        return mine
-
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(write, (1, 2))
-    assert not set(first) & set(second)
-    acknowledged = first | second
-    assert sorted(acknowledged) == list(range(store.stream("cam").num_segments))
-    snapshot = store.reader("cam").snapshot
-    for no, seed in acknowledged.items():
-        assert_same_segment(snapshot._file(no).segment_kv(), make_kv(no, seed=seed))
-    store.begin_writing("cam")
-    assert store.verify() == []
 
 
 # ---------------------------------------------------------------- orphans
