@@ -104,15 +104,6 @@ class Catalog:
 
     def create(self, identity: StoredIdentity) -> StoredIdentity:
         """Makes the tables and the store's row; returns the row of whoever came first when several try."""
-        try:
-            return self._create(identity)
-        except StoreError:  # a server makes tables without a lock: another process may have been first
-            found = self.identity()
-            if found is None:
-                raise
-            return found
-
-    def _create(self, identity: StoredIdentity) -> StoredIdentity:
         with self._writing() as session:
             return _identity_of(_store_row(session, identity))
 
