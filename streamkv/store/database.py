@@ -24,6 +24,8 @@ WRITES = "streamkv_writes"
 _BUSY_S = 30.0
 """How long a transaction waits for another process's before it fails."""
 
+_POSTGRESQL_DISK_FULL = "53100"
+
 ABANDONED_S = 60.0
 """After which PostgreSQL ends the transaction of a process that is stopped or cut off in its midst."""
 
@@ -52,6 +54,12 @@ def make_engine(url: str | URL, *, read_only: bool) -> Engine:
     )
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def is_full(error: object) -> bool:
+    """Whether a database's error says that its disk has no room."""
+    full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return full or getattr(error, "sqlstate", None) == _POSTGRESQL_DISK_FULL
 
 
 def _server_engine(url: URL) -> Engine:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
-HEAD = "0002"
+HEAD = "0003"
 """The last step: what this program's tables are."""
 
 BEFORE = "0000"
@@ -34,7 +34,9 @@ def upgrade(connection: Connection) -> None:
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    if connection.dialect.name == "postgresql":  # which, unlike SQLite, lets two processes make tables at once
+    if (
+        connection.dialect.name == "postgresql"
+    ):  # which, unlike SQLite, lets two processes make tables at once
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _POSTGRESQL_LOCK})
     with _alembic:
         command.upgrade(config, HEAD)

@@ -10,7 +10,6 @@ from store_samples import IDENTITY
 from streamkv.store import SegmentStore
 
 
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     programs = postgres_programs()

@@ -91,6 +91,18 @@ def test_unknown_stream_names_some_known_ones(store: SegmentStore) -> None:
             call()
 
 
+def test_of_many_at_once_one_gets_the_id(store: SegmentStore) -> None:
+    def add(_: int) -> bool:
+        try:
+            store.add_stream("gate", "file:x")
+        except StreamExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(add, range(8))) == [False] * 7 + [True]
+
+
 def test_state_and_detail_are_kept(store: SegmentStore) -> None:
     store.set_state("cam", "failed", "no video in it")
     assert (store.stream("cam").state, store.stream("cam").detail) == ("failed", "no video in it")
@@ -150,7 +162,7 @@ def test_file_that_cannot_be_removed_is_said(store: SegmentStore, monkeypatch: p
         with pytest.raises(StoreError, match="removed, but not 2 of its files, such as streams/cam/00000000"):
             store.remove_stream("cam")
     assert store.streams() == []
-    assert [problem.kind for problem in store.verify()] == ["extra", "extra"]
+    assert [problem.kind for problem in store.verify()] == ["extra"] * 3  # two segments, and their vectors
 
 
 def test_writer_of_a_removed_stream_commits_nothing_to_its_successor(store: SegmentStore) -> None:
