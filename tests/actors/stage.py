@@ -21,7 +21,7 @@ from actors.messages import SegmentMessage, StreamSpec
 from actors.prefill import Prefill, PrefillParts
 from actors.store_actor import StoreActor
 from actors.views import GapView
-from streamkv.config import SegmentConfig, SourceConfig
+from streamkv.config import SegmentConfig, SourceConfig, StoreConfig
 from streamkv.memory import VideoMemory
 from streamkv.segmentation import Segmenter
 from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore
@@ -186,7 +186,7 @@ class LocalWorkers:
         return self.prefillers[-1]
 
     def store(self, identity: ModelIdentity) -> Mortal:
-        self.stores.append(Mortal(lambda: StoreActor(str(self.root), "", identity)))
+        self.stores.append(Mortal(lambda: StoreActor(StoreConfig(root=str(self.root)), identity)))
         return self.stores[-1]
 
     def sink(self, prefill: Mortal, store: Mortal) -> LocalSink:
