@@ -15,9 +15,10 @@ from pipeline.schemas import Answer, Evidence, Gap
 from streamkv.config import PipelineConfig
 from streamkv.conversation import Turn
 from streamkv.engine import Engine, check_question
-from streamkv.errors import QuestionError, StoreError
+from streamkv.errors import QuestionError, SegmentGoneError, StoreError
 from streamkv.models import load_model
-from streamkv.store import SegmentStore, StreamReader
+from streamkv.store import SegmentStore, StreamReader, StreamSnapshot
+from streamkv.types import Answer as EngineAnswer
 
 MAX_WARM = 256
 """Streams whose index is kept; the least recently asked is forgotten first."""
@@ -56,23 +57,29 @@ class Answerer:
         serve = self._config.serve
         question = check_question(query.question, serve.max_question_chars)
         _check_earlier(query.earlier, EARLIER_QUESTIONS * serve.max_question_chars)
-        memory = self._reader(query.stream_id).refresh()
-        if not memory.segments:
-            raise StoreError(
-                f"stream {query.stream_id!r}: nothing is committed yet, so there is nothing to answer from; "
-                "wait for its first segment, then ask again"
-            )
+        max_new_tokens = query.max_new_tokens or serve.max_new_tokens
+        has_begun = False
 
         def on_token(text: str) -> None:
+            nonlocal has_begun
             if cancelled.is_set():
                 raise CancelledError
+            has_begun = True
             if on_text is not None:
                 on_text(text)
 
-        max_new_tokens = query.max_new_tokens or serve.max_new_tokens
-        found = self._engine.answer(
-            memory, question, earlier=query.earlier, max_new_tokens=max_new_tokens, on_token=on_token
-        )
+        def found_now() -> EngineAnswer:
+            memory = self._memory(query.stream_id)
+            return self._engine.answer(
+                memory, question, earlier=query.earlier, max_new_tokens=max_new_tokens, on_token=on_token
+            )
+
+        try:
+            found = found_now()
+        except SegmentGoneError:
+            if has_begun:
+                raise
+            found = found_now()  # of what retention has left
         gaps = [gap for gap in self._opened().stream(query.stream_id).gaps if gap.start_s <= found.as_of_s]
         answer = Answer(
             answer=found.text,
@@ -90,6 +97,16 @@ class Answerer:
             completion_tokens=found.num_tokens,
             finish="stop" if found.num_tokens < max_new_tokens else "length",
         )
+
+    def _memory(self, stream_id: str) -> StreamSnapshot:
+        """What the stream has now; StoreError when that is nothing."""
+        memory = self._reader(stream_id).refresh()
+        if not memory.segments:
+            raise StoreError(
+                f"stream {stream_id!r}: nothing is committed yet, or all of it was deleted by retention, so there is "
+                "nothing to answer from; wait for its next segment, then ask again"
+            )
+        return memory
 
     def _reader(self, stream_id: str) -> StreamReader:
         reader = self._readers.pop(stream_id, None) or self._opened().reader(stream_id)

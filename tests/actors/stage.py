@@ -21,7 +21,7 @@ from actors.messages import SegmentMessage, StreamSpec
 from actors.prefill import Prefill, PrefillParts
 from actors.store_actor import StoreActor
 from actors.views import GapView
-from streamkv.config import SegmentConfig, SourceConfig, StoreConfig
+from streamkv.config import RetentionConfig, SegmentConfig, SourceConfig, StoreConfig
 from streamkv.memory import VideoMemory
 from streamkv.segmentation import Segmenter
 from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore
@@ -92,7 +92,9 @@ class CountingEngine:
 
     def prefill(self, window: list[int], segment: Segment, guidance: str = "") -> SegmentKV:
         self.heard.add(guidance)
-        assert window == list(range(segment.segment_no)), (window, segment.segment_no)
+        # Retention may have taken the beginning of what it was opened with.
+        wanted = list(range(segment.segment_no - len(window), segment.segment_no))
+        assert window == wanted, (window, segment.segment_no)
         window.append(segment.segment_no)
         return replace(
             random_segment_kv(GEOMETRY, segment.segment_no, num_frames=len(segment.spans_s)),
@@ -167,8 +169,15 @@ class TapeDecodeEncode(DecodeEncode):
 class LocalWorkers:
     """Workers for a `Supervisor`, all in this process."""
 
-    def __init__(self, root: Path, footage: Footage, encoder: MeanEncoder | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        footage: Footage,
+        encoder: MeanEncoder | None = None,
+        retention: RetentionConfig | None = None,
+    ) -> None:
         self.root = root
+        self.store_config = StoreConfig(root=str(root), retention=retention or RetentionConfig())
         self.footage = footage
         self.encoder = encoder or MeanEncoder()
         self.decoders: list[Mortal] = []
@@ -186,7 +195,7 @@ class LocalWorkers:
         return self.prefillers[-1]
 
     def store(self, identity: ModelIdentity) -> Mortal:
-        self.stores.append(Mortal(lambda: StoreActor(StoreConfig(root=str(self.root)), identity)))
+        self.stores.append(Mortal(lambda: StoreActor(self.store_config, identity)))
         return self.stores[-1]
 
     def sink(self, prefill: Mortal, store: Mortal) -> LocalSink:
