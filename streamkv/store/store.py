@@ -188,7 +188,8 @@ class SegmentStore:
             raise
         try:
             if self.retention.when_full == "oldest":
-                self._make_room(place.stream_id, place.file_bytes, disk_bytes=0)
+                # For the next one on disk, too: to meet a full disk costs the stream its session.
+                self._make_room(place.stream_id, place.file_bytes, on_disk=2 * place.file_bytes)
             if not self._catalog.commit(place, self.retention):
                 return False
         except StoreFullError:
@@ -266,13 +267,15 @@ class SegmentStore:
         like_before = self._catalog.largest(stream_id)
         on_disk = 2 * like_before or FIRST_BYTES
         if self.retention.when_full == "oldest":
-            self._make_room(stream_id, like_before, disk_bytes=on_disk - self._free_bytes())
+            self._make_room(stream_id, like_before, on_disk)
         if problem := self._catalog.why_full(stream_id, like_before or 1, self.retention):
             return problem
         free = self._free_bytes()
         return "" if free >= on_disk else f"disk full: {free:,} bytes are free, {on_disk:,} are needed"
 
-    def _make_room(self, stream_id: str, num_bytes: int, *, disk_bytes: int) -> None:
+    def _make_room(self, stream_id: str, num_bytes: int, on_disk: int) -> None:
+        """Deletes until the limits allow the stream so many bytes more, and so many are free on disk."""
+        disk_bytes = on_disk - self._free_bytes()
         if disk_bytes > 0 or self._catalog.why_full(stream_id, num_bytes, self.retention):
             self._delete(room_for(self._catalog, self.retention, stream_id, num_bytes, disk_bytes))
 
