@@ -15,9 +15,17 @@ from typing import BinaryIO
 import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Session
-from store_samples import IDENTITY, check_segments, filled, make_kv, on_both, store_segment
+from store_samples import (
+    IDENTITY,
+    assert_same_segment,
+    check_segments,
+    filled,
+    make_kv,
+    on_both,
+    store_segment,
+)
 
-from streamkv.config import AgeingStep
+from streamkv.config import AgeingStep, RetentionConfig
 from streamkv.store import SegmentStore, durable, write_segment
 
 STEPS = [
@@ -29,6 +37,7 @@ STEPS = [
 
 
 AGEING_STEPS = [*STEPS, "before remove", "during remove"]
+RETENTION_STEPS = [f"{when} {step}" for step in ("insert", "remove") for when in ("before", "during")]
 
 
 class Stopped(BaseException):
@@ -180,3 +189,30 @@ def test_stop_at_any_step_of_ageing_leaves_every_segment_whole(
         assert store.age("cam", policy).num_segments == 2 - is_aged
         assert [p.codec for p in store.segments("cam", 0, 9)] == ["int8", "int8"]
         assert store.verify() == []
+
+
+@on_both
+@pytest.mark.parametrize("stop_at", RETENTION_STEPS)
+def test_stop_at_any_step_of_retention_leaves_nothing_half(
+    tmp_path: Path, catalog_url: str, monkeypatch: pytest.MonkeyPatch, stop_at: str
+) -> None:
+    """The rows go in one transaction, here its `insert`; with them nobody sees the segments any more."""
+    root = tmp_path / "root"
+    with SegmentStore.open(root, catalog_url=catalog_url, identity=IDENTITY) as store:
+        store.add_stream("cam", "file:x")
+        filled(store, 4)
+        policy = RetentionConfig(
+            stream_bytes=2 * store.segments("cam", 0, 1)[0].file_bytes, when_full="oldest"
+        )
+        disk = Disk(stop_at)
+        with disk.in_place(monkeypatch), pytest.raises(Stopped):
+            store.retain(policy)
+    is_done = stop_at != "before insert"
+
+    with SegmentStore.open(root, catalog_url=catalog_url, identity=IDENTITY) as store:
+        assert [p.segment_no for p in store.segments("cam", 0, 9)] == ([2, 3] if is_done else [0, 1, 2, 3])
+        assert store.verify() == []
+        assert len(store.retain(policy)) == 1 - is_done
+        assert store.verify() == []
+        for no in (2, 3):
+            assert_same_segment(store.reader("cam").snapshot._file(no).segment_kv(), make_kv(no))
