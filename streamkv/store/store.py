@@ -9,9 +9,8 @@ memory = store.reader("lobby").refresh()                   # what a question rea
 from __future__ import annotations
 
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,23 +18,20 @@ from typing import Any, get_args
 
 from streamkv.config import AgeingStep, RetentionConfig
 from streamkv.errors import CorruptSegmentError, StoreError, StoreFullError
-from streamkv.store import durable, layout
+from streamkv.store import layout
 from streamkv.store.ageing import Aged, OnSegment, age_stream
 from streamkv.store.catalog import Catalog
+from streamkv.store.deletion import Deletion
 from streamkv.store.opening import open_catalog
 from streamkv.store.reader import SegmentFiles, StreamReader
 from streamkv.store.records import Front, Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
-from streamkv.store.retention import due, room_for
+from streamkv.store.retention import due
 from streamkv.store.segment_file import SegmentFile
 from streamkv.store.vectors import SummaryVectors
 from streamkv.store.verification import find_problems
 
 MAX_OPEN_FILES = 1024
 """Segment files that a store keeps mapped; Linux allows a process 65,530 maps."""
-
-
-FIRST_BYTES = 1 << 20
-"""Free bytes of a disk with room for a stream's first segment; later ones are like those before them."""
 
 
 class SegmentStore:
@@ -65,11 +61,7 @@ class SegmentStore:
             root, catalog, stored, read_only=read_only, max_open_files=max_open_files, retention=limits
         )
         if not read_only:
-            for stream_id, epoch in catalog.removed().items():
-                store._remove_files(stream_id, epoch)
-            for stream_id, first in catalog.trimmed().items():
-                store._unlink(layout.front_files(root, stream_id, first))
-                store._vectors.forget(stream_id, 0, first)
+            store._deletion.finish()
         return store
 
     def __init__(
@@ -90,6 +82,7 @@ class SegmentStore:
         self._catalog = catalog
         self._files = SegmentFiles(root, identity, max_open_files, catalog.segment)
         self._vectors = SummaryVectors(root, identity, read_only=read_only)
+        self._deletion = Deletion(root, catalog, self._files, self._vectors)
 
     def close(self) -> None:
         """Lets go of the catalog. Snapshots that were handed out can still be read."""
@@ -120,7 +113,7 @@ class SegmentStore:
         """
         self._check_writable()
         epoch = self._catalog.remove_stream(stream_id)
-        failed = self._remove_files(stream_id, epoch)
+        failed = self._deletion.delete_removed(stream_id, epoch)
         if failed:
             raise StoreError(
                 f"stream {stream_id!r} is removed, but not {len(failed)} of its files, such as {failed[0]}; "
@@ -188,12 +181,11 @@ class SegmentStore:
             raise
         try:
             if self.retention.when_full == "oldest":
-                # For the next one on disk, too: to meet a full disk costs the stream its session.
-                self._make_room(place.stream_id, place.file_bytes, on_disk=2 * place.file_bytes)
+                self._deletion.make_room(self.retention, place.stream_id, place.file_bytes)
             if not self._catalog.commit(place, self.retention):
                 return False
         except StoreFullError:
-            self._unlink([place.path])
+            self._deletion.unlink([place.path])
             raise
         with suppress(CorruptSegmentError):  # whoever reads the segment says so
             self._vectors.write(place, SegmentFile(self.root / place.path).summary_vectors())
@@ -214,7 +206,7 @@ class SegmentStore:
             ]
             committed = held.paths() if stale else set()
             orphans = [path for path in stale if path not in committed]
-            self._unlink(orphans)
+            self._deletion.unlink(orphans)
         return orphans
 
     def age(
@@ -255,7 +247,8 @@ class SegmentStore:
             firsts = {name: first for name, first in firsts.items() if name == stream_id}
         fronts = {name: self._catalog.front(name, first) for name, first in firsts.items()}
         if not dry_run:
-            self._delete(firsts, sum(front.num_segments for front in fronts.values()), on_segment)
+            total = sum(front.num_segments for front in fronts.values())
+            self._deletion.delete_fronts(firsts, on_segment and (lambda done: on_segment(done, total)))
         return {name: front for name, front in fronts.items() if front.num_segments}
 
     def room(self, stream_id: str) -> str:
@@ -265,33 +258,9 @@ class SegmentStore:
         """
         self._check_writable()
         like_before = self._catalog.largest(stream_id)
-        on_disk = 2 * like_before or FIRST_BYTES
         if self.retention.when_full == "oldest":
-            self._make_room(stream_id, like_before, on_disk)
-        if problem := self._catalog.why_full(stream_id, like_before or 1, self.retention):
-            return problem
-        free = self._free_bytes()
-        return "" if free >= on_disk else f"disk full: {free:,} bytes are free, {on_disk:,} are needed"
-
-    def _make_room(self, stream_id: str, num_bytes: int, on_disk: int) -> None:
-        """Deletes until the limits allow the stream so many bytes more, and so many are free on disk."""
-        disk_bytes = on_disk - self._free_bytes()
-        if disk_bytes > 0 or self._catalog.why_full(stream_id, num_bytes, self.retention):
-            self._delete(room_for(self._catalog, self.retention, stream_id, num_bytes, disk_bytes))
-
-    def _free_bytes(self) -> int:
-        return shutil.disk_usage(self.root).free
-
-    def _delete(self, firsts: Mapping[str, int], total: int = 0, on_segment: OnSegment | None = None) -> None:
-        """Each stream's segments before its first one: rows, then files and vectors."""
-        done = 0
-        for stream_id, first in firsts.items():
-            for place in self._catalog.delete_front(stream_id, first):
-                self._unlink([place.path])
-                done += 1
-                if on_segment is not None:
-                    on_segment(done, max(done, total))
-            self._vectors.forget(stream_id, 0, first)
+            self._deletion.make_room(self.retention, stream_id, like_before)
+        return self._deletion.why_full(self.retention, stream_id, like_before)
 
     # ---- reading
 
@@ -360,21 +329,3 @@ class SegmentStore:
             raise CorruptSegmentError(f"{self.root / path}: segment file missing ({exc.strerror})") from exc
         if found != place.file_bytes:
             raise CorruptSegmentError(f"{self.root / path}: {found} bytes, {place.file_bytes} were written")
-
-    def _remove_files(self, stream_id: str, epoch: int) -> list[str]:
-        """Removes a stream's files up to an epoch, then its folder if empty; returns what could not be."""
-        failed = self._unlink(layout.stored_files(self.root, stream_id, before_epoch=epoch + 1))
-        layout.remove_if_empty(self.root, stream_id)
-        self._vectors.remove(stream_id)
-        return failed
-
-    def _unlink(self, paths: Iterable[str]) -> list[str]:
-        """Removes files and returns those that could not be, each with the reason."""
-        failed = []
-        for path in paths:
-            self._files.forget(path)
-            try:
-                durable.remove(self.root / path)
-            except OSError as exc:
-                failed.append(f"{path} ({exc.strerror})")
-        return failed

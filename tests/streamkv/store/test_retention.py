@@ -23,7 +23,9 @@ from store_samples import (
 
 from streamkv.config import AgeingStep, RetentionConfig
 from streamkv.errors import LegalHoldError, SegmentGoneError, StoreError, StoreFullError, UnknownStreamError
-from streamkv.store import Front, Gap, SegmentStore, StreamSnapshot, write_segment
+from streamkv.store import Front, Gap, SegmentStore, StreamSnapshot, holes, write_segment
+from streamkv.store.deletion import Deletion
+from streamkv.store.holes import data_extents, punch_hole
 
 DAY = 86400.0
 QUERY = torch.arange(10.0) - 4
@@ -231,7 +233,7 @@ def test_deletion_cut_between_rows_and_files_is_finished_at_open(
     filled(store, 4)
     committed_at(store, "cam", [9, 9, 0, 0])
     with monkeypatch.context() as patch:
-        patch.setattr(SegmentStore, "_unlink", lambda self, paths: [])
+        patch.setattr(Deletion, "unlink", lambda self, paths: [])
         patch.setattr("streamkv.store.vectors.punch_hole", lambda path, start, stop: None)
         store.retain(RetentionConfig(max_age_s=DAY))
     assert [problem.kind for problem in store.verify()] == ["extra"] * 3
@@ -258,8 +260,6 @@ def test_stray_vectors_are_repaired(store: SegmentStore) -> None:
 
 
 def test_vectors_give_their_room_back(store: SegmentStore) -> None:
-    from streamkv.store.holes import data_extents, punch_hole
-
     path = store.root / "some.bin"
     path.write_bytes(os.urandom(1 << 20))
     before = path.stat().st_blocks
@@ -274,8 +274,6 @@ def test_vectors_give_their_room_back(store: SegmentStore) -> None:
 def test_vectors_become_zeros_where_no_room_can_be_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamkv.store import holes
-
     monkeypatch.setattr(holes, "_deallocate", lambda fd, start, count: False)
     path = tmp_path / "some.bin"
     path.write_bytes(b"x" * 3_000_000)

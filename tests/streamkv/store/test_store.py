@@ -27,6 +27,7 @@ from streamkv.errors import (
     UnknownStreamError,
 )
 from streamkv.store import Gap, SegmentFile, SegmentStore, write_segment
+from streamkv.store.deletion import Deletion
 
 pytestmark = on_both
 
@@ -141,7 +142,7 @@ def test_removal_cut_between_rows_and_files_is_finished_at_open(
     store.add_stream("gate", "file:x")
     filled(store, 1, "gate")
     with monkeypatch.context() as patch:
-        patch.setattr(SegmentStore, "_remove_files", lambda self, stream_id, epoch: [])
+        patch.setattr(Deletion, "delete_removed", lambda self, stream_id, epoch: [])
         store.remove_stream("cam")
     assert len(segment_files(store)) == 3
     SegmentStore.open(store.root, catalog_url=catalog_url, read_only=True).close()
