@@ -140,9 +140,8 @@ class Catalog:
     ) -> None:
         """StreamExistsError when the id is taken."""
         with self._writing() as session:
-            born_epoch = rows.next_epoch(
-                session
-            )  # first: of two at once the later then sees the earlier's row
+            # First, since it locks: of two at once the later then sees the row of the earlier.
+            born_epoch = rows.next_epoch(session)
             if session.get(StreamRow, stream_id):
                 raise StreamExistsError(
                     f"stream {stream_id!r} exists already; choose another id, or remove it first"

@@ -34,9 +34,8 @@ def upgrade(connection: Connection) -> None:
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    if (
-        connection.dialect.name == "postgresql"
-    ):  # which, unlike SQLite, lets two processes make tables at once
+    # Unlike SQLite, PostgreSQL lets two processes make tables at once, and one of them fails.
+    if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _POSTGRESQL_LOCK})
     with _alembic:
         command.upgrade(config, HEAD)
