@@ -41,7 +41,9 @@ def test_stream_pauses_at_its_tenants_limit_and_resumes(stage: Stage) -> None:
     assert "tenant 'acme' has" in view.detail
     assert view.num_segments > 0
     assert bytes_of(supervisor, "a", "b") <= limit.tenant_bytes
-    before = view.num_segments
+    before, sessions = view.num_segments, supervisor.stats()["sessions"]
+    wait_until(lambda: supervisor._charges["b"].pauses > 3)
+    assert supervisor.stats()["sessions"] == sessions  # it is not decoded again and again in vain
     supervisor.remove_stream("a")
     wait_until(lambda: supervisor.stream("b").num_segments > before)
     assert view.restarts == supervisor.stream("b").restarts == 0  # no strike: it does not fail in the end
@@ -113,6 +115,7 @@ def test_full_disk_pauses_a_stream_until_there_is_room(on_disk: Stage, disk: Pat
     ballast = leave_free(disk, 30_000)
     wait_until(lambda: states(supervisor) == {"a": "paused"})
     assert "disk full" in supervisor.stream("a").detail
+    assert supervisor.stream("a").restarts == 0
     ballast.unlink()
     wait_for_end(supervisor)
     on_disk.check({"a": 600})

@@ -11,7 +11,7 @@ from store_samples import IDENTITY, check_segments, make_kv, store_segment
 
 from streamkv.config import AgeingStep, RetentionConfig
 from streamkv.errors import StoreFullError
-from streamkv.store import Gap, SegmentStore
+from streamkv.store import Gap, SegmentStore, write_segment
 
 MB = 1 << 20
 OLDEST = RetentionConfig(when_full="oldest")
@@ -101,12 +101,15 @@ def test_catalog_on_a_full_disk_refuses_the_commit_and_stays_whole(disk: Path) -
     with SegmentStore.open(disk / "root", identity=IDENTITY) as store:
         store.add_stream("cam", "file:x")
         epoch = store.begin_writing("cam")
-        ballast = leave_free(disk, 1 * MB)
-        no = fill(store, epoch)
-        check_segments(store.reader("cam").snapshot, no)
-        assert store.verify() == []
+        store_segment(store, "cam", epoch, make_kv(0))
+        written = write_segment(store.root, IDENTITY, "cam", epoch, make_kv(1))
+        ballast = leave_free(disk, 0)
+        with pytest.raises(StoreFullError, match="catalog sqlite"):
+            store.commit(written)
+        check_segments(store.reader("cam").snapshot, 1)
+        assert store.verify() == []  # the file that found no row is gone
         ballast.unlink()
-        store_segment(store, "cam", epoch, make_kv(no))
+        store_segment(store, "cam", epoch, make_kv(1))
     with SegmentStore.open(disk / "root") as again:
-        check_segments(again.reader("cam").snapshot, no + 1)
+        check_segments(again.reader("cam").snapshot, 2)
         assert again.verify() == []
