@@ -26,6 +26,7 @@ from actors.live_feed import LiveFeed, OpenLive
 from actors.messages import FeedState, FeedStatus, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
 from actors.timing import StageClock
 from streamkv.config import SourceConfig
+from streamkv.errors import StoreFullError
 from streamkv.sources import probe_source
 from streamkv.types import Frame, Segment
 from streamkv.video import VideoInfo
@@ -322,7 +323,10 @@ class DecodeEncode:
                 del session.sent[segment_no]
             failure = future.exception()
             if failure is not None and session.state == "running":
-                self._end(session, "lost", describe(failure))
+                is_full = isinstance(failure, StoreFullError)
+                self._end(
+                    session, "full" if is_full else "lost", str(failure) if is_full else describe(failure)
+                )
 
     def _tell_latest(self) -> None:
         while True:

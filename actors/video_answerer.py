@@ -18,7 +18,6 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from actors.failures import WorkerLostError
-from actors.parts import identity_of
 from streamkv.config import ModelConfig, PipelineConfig
 from streamkv.engine import Engine
 from streamkv.errors import StreamKVError
@@ -27,7 +26,7 @@ from streamkv.ingest import IngestCost, ingest
 from streamkv.memory import VideoMemory
 from streamkv.models import VideoLLM, load_model
 from streamkv.sources import sample_archive
-from streamkv.store import Gap, SegmentStore, StreamReader, StreamSnapshot, durable
+from streamkv.store import Gap, ModelIdentity, SegmentStore, StreamReader, StreamSnapshot, durable
 
 STREAM = "video"
 COST = "cost.json"
@@ -147,7 +146,7 @@ class VideoAnswerer:
             self._store = SegmentStore.open(
                 self._config.store.root,
                 catalog_url=self._config.store.catalog_url,
-                identity=identity_of(self._model),
+                identity=ModelIdentity.of(self._model),
                 read_only=True,
             )
         if (
@@ -167,7 +166,7 @@ class VideoAnswerer:
             self._remember(questions, folder)
         cost = IngestCost(**json.loads((folder / COST).read_text()))
         # Not read-only: what a kill left of its files is then seen to. Nobody else has it open.
-        with SegmentStore.open(folder, identity=identity_of(self._model)) as store:
+        with SegmentStore.open(folder, identity=ModelIdentity.of(self._model)) as store:
             memory, gaps = store.reader(STREAM).refresh(), store.stream(STREAM).gaps
         return _Shown(HeldVideo(memory), Answered("", gaps=_gaps(gaps), **asdict(cost)))
 
@@ -176,7 +175,7 @@ class VideoAnswerer:
         partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{PARTIAL}")
         source = self._config.source
         try:
-            with SegmentStore.open(partial, identity=identity_of(self._model)) as store:
+            with SegmentStore.open(partial, identity=ModelIdentity.of(self._model)) as store:
                 store.add_stream(STREAM, questions.path)
                 frames = sample_archive(
                     questions.path,

@@ -16,11 +16,12 @@ from pipeline.schemas import Answer, Evidence, Gap
 from streamkv.config import PipelineConfig
 from streamkv.conversation import Turn
 from streamkv.engine import Engine, check_question
-from streamkv.errors import QuestionError, StoreError
+from streamkv.errors import QuestionError, SegmentGoneError, StoreError
 from streamkv.latest import LatestPast
 from streamkv.memory import VideoMemory
 from streamkv.models import load_model
 from streamkv.store import ModelIdentity, SegmentStore, StreamReader
+from streamkv.types import Answer as EngineAnswer
 from streamkv.types import Segment
 
 MAX_WARM = 256
@@ -69,23 +70,29 @@ class Answerer:
         serve = self._config.serve
         question = check_question(query.question, serve.max_question_chars)
         _check_earlier(query.earlier, EARLIER_QUESTIONS * serve.max_question_chars)
-        memory = self._memory(query.stream_id)
-        if not memory.segments:
-            raise StoreError(
-                f"stream {query.stream_id!r}: it has shown nothing yet, so there is nothing to answer from; "
-                "wait for its first frame, then ask again"
-            )
+        max_new_tokens = query.max_new_tokens or serve.max_new_tokens
+        has_begun = False
 
         def on_token(text: str) -> None:
+            nonlocal has_begun
             if cancelled.is_set():
                 raise CancelledError
+            has_begun = True
             if on_text is not None:
                 on_text(text)
 
-        max_new_tokens = query.max_new_tokens or serve.max_new_tokens
-        found = self._engine.answer(
-            memory, question, earlier=query.earlier, max_new_tokens=max_new_tokens, on_token=on_token
-        )
+        def found_now() -> EngineAnswer:
+            memory = self._memory(query.stream_id)
+            return self._engine.answer(
+                memory, question, earlier=query.earlier, max_new_tokens=max_new_tokens, on_token=on_token
+            )
+
+        try:
+            found = found_now()
+        except SegmentGoneError:
+            if has_begun:
+                raise
+            found = found_now()  # of what retention has left
         gaps = [gap for gap in self._opened().stream(query.stream_id).gaps if gap.start_s <= found.as_of_s]
         answer = Answer(
             answer=found.text,
@@ -105,14 +112,23 @@ class Answerer:
         )
 
     def _memory(self, stream_id: str) -> VideoMemory:
-        """All that the stream has shown up to now."""
+        """All that the stream has shown up to now, but for what retention deleted; StoreError when that is nothing."""
+        memory = self._past_and_latest(stream_id)
+        if not memory.segments:
+            raise StoreError(
+                f"stream {stream_id!r}: it has shown nothing yet, or all of it was deleted by retention, so there is "
+                "nothing to answer from; wait for its next frame, then ask again"
+            )
+        return memory
+
+    def _past_and_latest(self, stream_id: str) -> VideoMemory:
         reader, info = self._reader(stream_id), self._opened().stream(stream_id)
         if self._latest is None or info.state != "ingesting":
             return reader.refresh()
         segments = self._latest(stream_id, self._model.device)
         past = (
             reader.refresh()
-        )  # after the latest: what is in neither would else have been committed in between
+        )  # second: a segment that is committed in between is then in both, and not in neither
         latest_past = self._latest_pasts.pop(stream_id, None) or LatestPast(self._engine)
         self._latest_pasts[stream_id] = latest_past
         if len(self._latest_pasts) > MAX_WINDOWS:

@@ -216,8 +216,8 @@ class ServeBackend:
         view: StreamView = await self._supervise("stream", stream_id)
         return view
 
-    async def add_stream(self, stream_id: str, uri: str, guidance: str) -> StreamView:
-        view: StreamView = await self._supervise("add_stream", stream_id, uri, guidance)
+    async def add_stream(self, stream_id: str, uri: str, guidance: str, tenant: str) -> StreamView:
+        view: StreamView = await self._supervise("add_stream", stream_id, uri, guidance, tenant)
         return view
 
     async def remove_stream(self, stream_id: str) -> None:

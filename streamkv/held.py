@@ -41,6 +41,9 @@ class HeldVideo:
     def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
         return self._memory.search(layer, query, k)
 
+    def search_each(self, layer: int, queries: Tensor, k: int) -> list[np.ndarray]:
+        return self._memory.search_each(layer, queries, k)
+
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         key = (layer, None if segment_nos is None else segment_nos.tobytes())
         return self._tables.get_or_read(key, lambda: self._memory.table(layer, segment_nos))

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.parts import identity_of
 from actors.video_answerer import Answered, VideoAnswerer, VideoQuestions, load_quietly
 from pipeline.batch.footage import Footage, open_footage
 from pipeline.batch.journal import Journal, remove_journal
@@ -111,7 +110,7 @@ def _identity(config: ModelConfig) -> ModelIdentity:
 
 
 def _load_identity(config: ModelConfig) -> ModelIdentity:
-    return identity_of(load_quietly(config))
+    return ModelIdentity.of(load_quietly(config))
 
 
 def _gpus(config: ModelConfig) -> int:

@@ -29,16 +29,22 @@ class _Shard:
     def num_segments(self) -> int:
         return int(self.segment_nos.shape[0])
 
+    def live(self, first_segment_no: int) -> np.ndarray:
+        """(S,) which rows are of segments that are still there."""
+        return self.segment_nos >= first_segment_no
+
 
 @dataclass(frozen=True)
 class SummaryIndex:
     """The summary vectors of some segments, searchable by layer. Immutable; threads may share it."""
 
     _shards: tuple[_Shard, ...] = ()
+    first_segment_no: int = 0
+    """Earlier segments are not found any more."""
 
     @property
     def num_segments(self) -> int:
-        return sum(shard.num_segments for shard in self._shards)
+        return sum(int(np.count_nonzero(shard.live(self.first_segment_no))) for shard in self._shards)
 
     def added(self, segment_nos: np.ndarray, vectors_SLc: np.ndarray) -> SummaryIndex:
         """An index with these segments too: (S,) numbers and their (S, L, G * d) float32 vectors."""
@@ -48,7 +54,18 @@ class SummaryIndex:
         while len(shards) > 1 and shards[-2].num_segments <= shards[-1].num_segments:
             later, earlier = shards.pop(), shards.pop()
             shards.append(_joined(earlier, later))
-        return SummaryIndex(tuple(shards))
+        return replace(self, _shards=tuple(shards))
+
+    def without_before(self, first_segment_no: int) -> SummaryIndex:
+        """An index that finds no earlier segment. Their vectors go once they are half of a shard."""
+        shards = []
+        for shard in self._shards:
+            live = shard.live(first_segment_no)
+            if live.sum() * 2 <= shard.num_segments:
+                shard = _picked(shard, np.flatnonzero(live))
+            if shard.num_segments:
+                shards.append(shard)
+        return SummaryIndex(tuple(shards), first_segment_no)
 
     @property
     def large_shards(self) -> tuple[_Shard, ...]:
@@ -61,7 +78,7 @@ class SummaryIndex:
 
     def replaced(self, shards: Mapping[int, _Shard]) -> SummaryIndex:
         """With other shards in place of those of these ids; an id that is no longer there is passed over."""
-        return SummaryIndex(tuple(shards.get(id(shard), shard) for shard in self._shards))
+        return replace(self, _shards=tuple(shards.get(id(shard), shard) for shard in self._shards))
 
     def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
         """At most k segment numbers, int64, largest inner product with query (G * d,) first."""
@@ -72,7 +89,7 @@ class SummaryIndex:
         if k <= 0 or not self._shards:
             return [np.empty(0, np.int64) for _ in queries]
         rows = np.ascontiguousarray(queries.detach().float().cpu().numpy())
-        found = [_search(shard, layer, rows, k) for shard in self._shards]
+        found = [_search(shard, layer, rows, k, self.first_segment_no) for shard in self._shards]
         scores_QF = np.concatenate([scores for scores, _ in found], axis=1)
         segment_nos_QF = np.concatenate([segment_nos for _, segment_nos in found], axis=1)
         return [_best(*pair, k) for pair in zip(scores_QF, segment_nos_QF, strict=True)]
@@ -87,6 +104,12 @@ def _joined(earlier: _Shard, later: _Shard) -> _Shard:
     pairs = zip(earlier.layers, later.layers, strict=True)
     layers = tuple(_flat([a.reconstruct_n(0, a.ntotal), b.reconstruct_n(0, b.ntotal)]) for a, b in pairs)
     return _Shard(np.concatenate([earlier.segment_nos, later.segment_nos]), layers)
+
+
+def _picked(shard: _Shard, rows: np.ndarray) -> _Shard:
+    """Only these rows, exact."""
+    vectors = [flat.reconstruct_n(0, flat.ntotal)[rows] for flat in shard.layers]
+    return _Shard(shard.segment_nos[rows], tuple(_flat([part]) for part in vectors))
 
 
 def faster(shard: _Shard) -> _Shard:
@@ -104,10 +127,22 @@ def _flat(parts: list[np.ndarray]) -> Any:
     return index
 
 
-def _search(shard: _Shard, layer: int, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, k') scores and segment numbers; -1 where FAISS found none, as where an inner product is NaN."""
-    scores, rows = shard.layers[layer].search(queries, min(k, shard.num_segments))
-    return scores, np.where(rows >= 0, shard.segment_nos[rows], -1)
+def _search(
+    shard: _Shard, layer: int, queries: np.ndarray, k: int, first_segment_no: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, k') scores and segment numbers; -1 where FAISS found none, as where an inner product is NaN.
+
+    Asks for more until every query has k live ones, since deleted ones may score highest.
+    """
+    live = shard.live(first_segment_no)
+    wanted = min(k, int(np.count_nonzero(live)))
+    asked = wanted
+    while True:
+        scores, rows = shard.layers[layer].search(queries, asked)
+        is_found = (rows >= 0) & live[rows]
+        if asked == shard.num_segments or (np.count_nonzero(is_found, axis=1) >= wanted).all():
+            return scores, np.where(is_found, shard.segment_nos[rows], -1)
+        asked = min(2 * asked, shard.num_segments)
 
 
 def _best(scores: np.ndarray, segment_nos: np.ndarray, k: int) -> np.ndarray:

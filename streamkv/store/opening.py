@@ -15,8 +15,9 @@ from sqlalchemy import URL
 
 from streamkv.errors import ForeignStoreError, StoreError
 from streamkv.store import durable, layout
-from streamkv.store.catalog import Catalog, StoredIdentity
+from streamkv.store.catalog import Catalog
 from streamkv.store.records import FORMAT_VERSION, READABLE, ModelIdentity
+from streamkv.store.rows import StoredIdentity
 
 
 def open_catalog(

@@ -9,13 +9,12 @@ import pytest
 from clips import steady, write_clip
 from tiny import write_tiny_checkpoint
 
-from actors.parts import identity_of
 from actors.video_answerer import MAX_TRIES, PARTIAL, Answered, Asked, VideoAnswerer, VideoQuestions
 from streamkv.config import ModelConfig, PipelineConfig, SourceConfig, StoreConfig
 from streamkv.engine import Engine
 from streamkv.ingest import ingest
 from streamkv.models import load_model
-from streamkv.store import SegmentStore
+from streamkv.store import ModelIdentity, SegmentStore
 from streamkv.video import sample_frames
 
 WORDS = ("what is the colour of the bus", "where is the dog", "when did it leave", "how many", "is it red")
@@ -127,7 +126,7 @@ def test_a_stream_of_a_store_is_answered_as_its_engine_does(
 ) -> None:
     model = load_model(config.model)
     engine = Engine(model, config.method)
-    with SegmentStore.open(tmp_path / "store", identity=identity_of(model)) as store:
+    with SegmentStore.open(tmp_path / "store", identity=ModelIdentity.of(model)) as store:
         for stream_id in ("lobby", "empty"):
             store.add_stream(stream_id, str(video))
         frames = sample_frames(str(video), 2.0)

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from actors.parts import identity_of
 from pipeline.batch.journal import work_folder
 from pipeline.batch.run import CHUNK
 from pipeline.cli import app
@@ -27,7 +26,7 @@ from pipeline.worlds import WrittenWorld, write_world
 from streamkv.engine import Engine
 from streamkv.ingest import ingest
 from streamkv.models import load_model
-from streamkv.store import SegmentStore
+from streamkv.store import ModelIdentity, SegmentStore
 from streamkv.townsquare import is_correct
 from streamkv.video import sample_frames
 
@@ -232,7 +231,7 @@ def test_streams_of_a_store_are_answered_as_the_engine_does_and_bad_rows_keep_th
     config, world = load_settings("local"), worlds["short"]
     model = load_model(config.model)
     engine = Engine(model, config.method)
-    with SegmentStore.open(tmp_path / "store", identity=identity_of(model)) as store:
+    with SegmentStore.open(tmp_path / "store", identity=ModelIdentity.of(model)) as store:
         for stream_id in ("lobby", "empty"):
             store.add_stream(stream_id, str(world.video))
         frames = sample_frames(str(world.video), config.source.sample_fps)
