@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -26,6 +26,7 @@ from actors.live_feed import LiveFeed, OpenLive
 from actors.messages import FeedState, FeedStatus, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
 from actors.timing import StageClock
 from streamkv.config import SourceConfig
+from streamkv.errors import StoreFullError
 from streamkv.sources import probe_source
 from streamkv.types import Frame, Segment
 from streamkv.video import VideoInfo
@@ -33,6 +34,8 @@ from streamkv.video import VideoInfo
 LINGER_S = 0.05
 """How long a batch that is not full waits for more frames; small beside the seconds that a segment takes."""
 IDLE_S = 0.5
+LATEST_S = 2.0
+"""Somebody waits for an answer meanwhile."""
 PROBE_STEP_S = 10.0
 """To connect, to learn what it is, to see a picture: each may take this long while somebody waits for the answer."""
 
@@ -43,6 +46,9 @@ class FrameEncoder(Protocol):
 
 class SegmentMaker(Protocol):
     """`streamkv.segmentation.Segmenter`, or what behaves like it."""
+
+    @property
+    def open_segment(self) -> Segment | None: ...
 
     def push(self, features_ND: Tensor, start_s: float, end_s: float) -> Segment | None: ...
 
@@ -73,6 +79,7 @@ class _Session:
     frames: int = 0
     in_flight: int = 0  # segments and gaps sent and not yet durable
     closed: deque[Segment] = field(default_factory=deque)  # segments that wait to be sent
+    sent: dict[int, Segment] = field(default_factory=dict)  # that are not yet durable, by number
     flushed: bool = False
     paused: bool = False  # the open segment was closed because the source is away
 
@@ -94,7 +101,8 @@ class DecodeEncode:
         self._failure = ""
         self._sessions: dict[str, _Session] = {}
         self._turn = 0  # which stream is asked first for the next batch
-        self._acks: SimpleQueue[tuple[_Session, Future[bool] | Future[None]]] = SimpleQueue()
+        self._acks: SimpleQueue[tuple[_Session, int | None, Future[Any]]] = SimpleQueue()
+        self._asked: SimpleQueue[tuple[str, Future[list[SegmentMessage]]]] = SimpleQueue()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # guards the dict of sessions, not what is in them
@@ -162,6 +170,16 @@ class DecodeEncode:
             session.state = "lost"
             session.feed.stop()
 
+    def latest(self, stream_id: str) -> list[SegmentMessage]:
+        """What the stream has shown and is not yet durable, in time order; the open segment as if it closed now.
+
+        Empty when there is nothing, or no such stream here. TimeoutError when the loop is too busy to say.
+        """
+        answer: Future[list[SegmentMessage]] = Future()
+        self._asked.put((stream_id, answer))
+        self._wake.set()
+        return answer.result(timeout=LATEST_S)
+
     def status(self) -> WorkerStatus:
         return WorkerStatus(
             incarnation=self.incarnation,
@@ -178,6 +196,7 @@ class DecodeEncode:
             while not self._stopping.is_set():
                 self._wake.clear()  # first, so that what happens meanwhile is not slept through
                 self._settle()
+                self._tell_latest()
                 batch = self._next_batch()
                 if batch:
                     self._encode(batch)
@@ -203,7 +222,8 @@ class DecodeEncode:
                 return batch
             deadline = deadline or time.monotonic() + LINGER_S
             rest = deadline - time.monotonic()
-            if rest <= 0 or not any(s.takes_frames and not s.feed.is_exhausted for s in self._now()):
+            more = any(s.takes_frames and not s.feed.is_exhausted for s in self._now())
+            if rest <= 0 or not more or not self._asked.empty():
                 return batch
             self._wake.wait(rest)
             self._wake.clear()
@@ -273,19 +293,21 @@ class DecodeEncode:
             session.paused = True
             _close_open_segment(session)
         while session.closed and session.in_flight < self._in_flight:
-            message = SegmentMessage.of(session.spec, session.closed.popleft())
+            segment = session.closed.popleft()
+            session.sent[segment.segment_no] = segment
+            message = SegmentMessage.of(session.spec, segment)
             with self.clock.time("ship"):
-                self._track(session, session.sink.ship(message))
+                self._track(session, session.sink.ship(message), segment.segment_no)
             self.clock.count("segments")
             self.clock.count("shipped_bytes", message.features.nbytes)
         if session.flushed and not session.closed and session.in_flight == 0:
             self._end(session, "failed" if session.feed.error else "done", session.feed.error)
 
-    def _track(self, session: _Session, future: Future[bool] | Future[None]) -> None:
+    def _track(self, session: _Session, future: Future[Any], segment_no: int | None = None) -> None:
         session.in_flight += 1
 
-        def settled(done: Future[bool] | Future[None]) -> None:  # in another thread
-            self._acks.put((session, done))
+        def settled(done: Future[Any]) -> None:  # in another thread
+            self._acks.put((session, segment_no, done))
             self._wake.set()
 
         future.add_done_callback(settled)
@@ -293,18 +315,40 @@ class DecodeEncode:
     def _settle(self) -> None:
         while True:
             try:
-                session, future = self._acks.get_nowait()
+                session, segment_no, future = self._acks.get_nowait()
             except Empty:
                 return
             session.in_flight -= 1
+            if segment_no is not None:
+                del session.sent[segment_no]
             failure = future.exception()
             if failure is not None and session.state == "running":
-                self._end(session, "lost", describe(failure))
+                is_full = isinstance(failure, StoreFullError)
+                self._end(
+                    session, "full" if is_full else "lost", str(failure) if is_full else describe(failure)
+                )
+
+    def _tell_latest(self) -> None:
+        while True:
+            try:
+                stream_id, answer = self._asked.get_nowait()
+            except Empty:
+                return
+            session = self._sessions.get(stream_id)
+            if session is None or session.state != "running":
+                answer.set_result([])
+            else:
+                answer.set_result([SegmentMessage.of(session.spec, s) for s in _latest(session)])
 
     def _end(self, session: _Session, state: FeedState, detail: str) -> None:
         session.feed.stop()
         session.closed.clear()
         session.state, session.detail = state, detail
+
+
+def _latest(session: _Session) -> list[Segment]:
+    open_segment = session.segmenter.open_segment if session.segmenter is not None else None
+    return [*session.sent.values(), *session.closed, *([open_segment] if open_segment is not None else [])]
 
 
 def _close_open_segment(session: _Session) -> None:

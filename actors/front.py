@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from actors.views import PlaneState, StreamView
 
 if TYPE_CHECKING:
+    from actors.workers import Decoder
     from streamkv.config import PipelineConfig
 
 
@@ -22,8 +23,8 @@ class SupervisorFront:
     def state(self) -> PlaneState:
         return self._supervisor.state()
 
-    def add_stream(self, stream_id: str, uri: str, guidance: str = "") -> StreamView:
-        return self._supervisor.add_stream(stream_id, uri, guidance)
+    def add_stream(self, stream_id: str, uri: str, guidance: str = "", tenant: str = "") -> StreamView:
+        return self._supervisor.add_stream(stream_id, uri, guidance, tenant)
 
     def streams(self) -> list[StreamView]:
         return self._supervisor.streams()
@@ -33,6 +34,9 @@ class SupervisorFront:
 
     def remove_stream(self, stream_id: str) -> None:
         self._supervisor.remove_stream(stream_id)
+
+    def decoder_of(self, stream_id: str) -> Decoder | None:
+        return self._supervisor.decoder_of(stream_id)
 
     def stats(self) -> dict[str, float]:
         return self._supervisor.stats()

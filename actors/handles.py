@@ -51,6 +51,10 @@ class DecodeHandle:
     def remove_stream(self, stream_id: str) -> None:
         wait_for(_control(self.actor.remove_stream).remote(stream_id), CALL_S)
 
+    def latest(self, stream_id: str) -> list[SegmentMessage]:
+        messages: list[SegmentMessage] = wait_for(_control(self.actor.latest).remote(stream_id), CONTROL_S)
+        return messages
+
     def shutdown(self) -> None:
         wait_for(_control(self.actor.shutdown).remote(), CALL_S)
 
@@ -100,9 +104,9 @@ class StoreHandle:
     def start(self) -> None:
         self._again(self.actor.start)
 
-    def add_stream(self, stream_id: str, uri: str, config: Mapping[str, Any]) -> None:
+    def add_stream(self, stream_id: str, uri: str, config: Mapping[str, Any], tenant: str) -> None:
         # Never repeated by itself: a second one would find the first one's row, and call it another's.
-        wait_for(self.actor.add_stream.remote(stream_id, uri, dict(config)), CALL_S)
+        wait_for(self.actor.add_stream.remote(stream_id, uri, dict(config), tenant), CALL_S)
 
     def remove_stream(self, stream_id: str) -> None:
         wait_for(self.actor.remove_stream.remote(stream_id), CALL_S)
@@ -117,6 +121,10 @@ class StoreHandle:
 
     def set_state(self, stream_id: str, state: StreamState, detail: str) -> None:
         self._again(self.actor.set_state, stream_id, state, detail)
+
+    def room(self, stream_id: str) -> str:
+        why_not: str = self._again(self.actor.room, stream_id)
+        return why_not
 
     def begin_writing(self, stream_id: str) -> int:
         epoch: int = self._again(self.actor.begin_writing, stream_id)

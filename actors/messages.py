@@ -87,8 +87,9 @@ class SegmentMessage:
 
 # ---------------------------------------------------------------- to the supervisor
 
-FeedState = Literal["running", "done", "failed", "lost"]
-"""`failed`: the source cannot go on; `lost`: the next stage did not take a segment; it must resume."""
+FeedState = Literal["running", "done", "failed", "lost", "full"]
+"""`failed`: the source cannot go on; `lost`: the next stage did not take a segment, it must resume; `full`: the store
+had no room for one, it must resume when there is."""
 
 
 @dataclass(frozen=True)

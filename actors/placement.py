@@ -12,6 +12,8 @@ from actors.workers import Decoder, Prefiller
 MAX_STRIKES = 5
 """Sessions that a stream may lose in a row without one segment committed; then it is set aside as failed."""
 BACKOFF_S = 0.25
+PAUSE_S, MAX_PAUSE_S = 1.0, 30.0
+"""Until a paused stream is looked at again, at first and at most; twice as long each time that it gets no further."""
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Charge:
     strikes: int = 0
     next_segment_no: int = 0  # when its session began
     not_before: float = 0.0  # time.monotonic() of the next attempt
+    paused: str = ""  # why there is no room for its next segment; empty: it is not paused
+    pauses: int = 0  # in a row, without one segment committed
 
     @property
     def is_due(self) -> bool:
@@ -55,9 +59,10 @@ class Charge:
         return self.strikes > MAX_STRIKES
 
     def begin(self, epoch: int, next_segment_no: int) -> None:
-        """Notes a session; progress since the last one forgives all strikes."""
+        """Notes a session; progress since the last one forgives all strikes and pauses."""
         if next_segment_no > self.next_segment_no:
-            self.strikes = 0
+            self.strikes = self.pauses = 0
+        self.paused = ""
         self.epoch, self.next_segment_no = epoch, next_segment_no
 
     def is_taken(self, catalog_epoch: int) -> bool:
@@ -70,6 +75,12 @@ class Charge:
         self.restarts += 1
         self.strikes += 1
         self.not_before = time.monotonic() + BACKOFF_S * 2 ** (self.strikes - 1)
+
+    def pause(self, why: str) -> None:
+        """Notes that the session, if there was one, is over until there is room."""
+        self.epoch, self.feed, self.paused = 0, None, why
+        self.not_before = time.monotonic() + min(MAX_PAUSE_S, PAUSE_S * 2 ** min(self.pauses, 9))
+        self.pauses += 1
 
 
 def place(

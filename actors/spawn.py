@@ -84,10 +84,9 @@ class RayWorkers:
         from actors.handles import StoreHandle
         from actors.store_actor import StoreActor
 
-        store = self._config.store
         options = {"num_cpus": 0, "resources": {PREFILL: ROLE_SHARE}, "max_restarts": FOREVER}
         actor = ray.remote(max_concurrency=8, **options)(StoreActor)
-        return StoreHandle(actor.remote(store.root, store.catalog_url, identity))
+        return StoreHandle(actor.remote(self._config.store, identity))
 
     def sink(self, prefill: PrefillHandle, store: StoreHandle) -> RaySink:
         from actors.handles import RaySink

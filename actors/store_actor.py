@@ -7,18 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from actors.timing import StageClock
+from actors.upkeep import Upkeep
+from streamkv.config import StoreConfig
 from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore, StreamInfo, StreamState
 
 
 class StoreActor:
     """A `SegmentStore` behind calls that may be repeated: all but `add_stream` are idempotent."""
 
-    def __init__(self, root: str, catalog_url: str, identity: ModelIdentity) -> None:
+    def __init__(self, config: StoreConfig, identity: ModelIdentity) -> None:
         self.clock = StageClock()
-        self._root = root
-        self._catalog_url = catalog_url
+        self._config = config
         self._identity = identity
         self._opened: SegmentStore | None = None
+        self._upkeep: Upkeep | None = None
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -30,13 +32,15 @@ class StoreActor:
         self._store().streams()
 
     def shutdown(self) -> None:
+        if self._upkeep is not None:
+            self._upkeep.shutdown()
         with self._lock:
             if self._opened is not None:
                 self._opened.close()
                 self._opened = None
 
-    def add_stream(self, stream_id: str, uri: str, config: Mapping[str, Any]) -> None:
-        self._store().add_stream(stream_id, uri, config)
+    def add_stream(self, stream_id: str, uri: str, config: Mapping[str, Any], tenant: str = "") -> None:
+        self._store().add_stream(stream_id, uri, config, tenant=tenant)
 
     def remove_stream(self, stream_id: str) -> None:
         self._store().remove_stream(stream_id)
@@ -53,6 +57,10 @@ class StoreActor:
     def add_gap(self, stream_id: str, start_s: float, end_s: float, reason: str) -> None:
         self._store().add_gap(stream_id, start_s, end_s, reason)
 
+    def room(self, stream_id: str) -> str:
+        """Why the stream's next segment would find no room, after what the policy deletes for it; empty: it would."""
+        return self._store().room(stream_id)
+
     def begin_writing(self, stream_id: str) -> int:
         return self._store().begin_writing(stream_id)
 
@@ -68,7 +76,13 @@ class StoreActor:
         # and a restarted process opens it again by itself.
         with self._lock:
             if self._opened is None:
+                config = self._config
                 self._opened = SegmentStore.open(
-                    self._root, catalog_url=self._catalog_url, identity=self._identity
+                    config.root,
+                    catalog_url=config.catalog_url,
+                    identity=self._identity,
+                    retention=config.retention,
                 )
+                self._upkeep = Upkeep(config, self._store, self.clock)
+                self._upkeep.start()
             return self._opened

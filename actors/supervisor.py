@@ -4,6 +4,9 @@ It keeps nothing that is not in the catalog, so that its own death costs nothing
 catalog and resumes every stream that has not come to an end.
 
     registered -> ingesting -> done | failed      a lost session is followed by another, with a new epoch
+                   |    ^
+                   v    |
+                   paused      while the store has no room for the stream's next segment; others go on
 """
 
 from __future__ import annotations
@@ -20,10 +23,16 @@ from actors.messages import StreamSpec
 from actors.placement import Charge, Decoding, Prefilling, place
 from actors.timing import StageClock, add_totals
 from actors.views import GapView, PlaneState, StreamView
-from actors.workers import CatalogKeeper, Workers
+from actors.workers import CatalogKeeper, Decoder, Workers
 from streamkv.compression import make_compressor
 from streamkv.config import PipelineConfig
-from streamkv.errors import ConfigError, StreamExistsError, StreamKVError, UnknownStreamError
+from streamkv.errors import (
+    ConfigError,
+    StoreFullError,
+    StreamExistsError,
+    StreamKVError,
+    UnknownStreamError,
+)
 from streamkv.store import StreamInfo
 from streamkv.store.layout import check_stream_id
 from streamkv.video import redact_uri
@@ -58,8 +67,10 @@ class Supervisor:
     def state(self) -> PlaneState:
         return self._state
 
-    def add_stream(self, stream_id: str, uri: str, guidance: str = "") -> StreamView:
+    def add_stream(self, stream_id: str, uri: str, guidance: str = "", tenant: str = "") -> StreamView:
         """Registers a stream and begins to ingest it, by its own guidance prompt if one is given.
+
+        `tenant`: whose it is; the streams of a tenant share `store.retention.tenant_bytes`.
 
         Raises:
             StreamIdError, StreamExistsError, SourceError, ConfigError: nothing is registered then.
@@ -87,7 +98,7 @@ class Supervisor:
             "is_live": found.is_live,
             "guidance": guidance,
         }
-        store.add_stream(stream_id, uri, config)
+        store.add_stream(stream_id, uri, config, tenant)
         with self._changes:
             self._charges[stream_id] = Charge(stream_id)
         self._wake.set()
@@ -102,14 +113,19 @@ class Supervisor:
         return self._view(self._ready().stream(stream_id))
 
     def remove_stream(self, stream_id: str) -> None:
-        """Ends a stream's ingest, then takes its rows and files away."""
+        """Ends a stream's ingest, then takes its rows and files away; a held one goes on (LegalHoldError)."""
         store = self._ready()
         with self._changes:
-            store.stream(stream_id)
+            store.stream(stream_id).check_not_held()
             charge = self._charges.pop(stream_id, None)
             if charge is not None:
                 self._close(charge)
             store.remove_stream(stream_id)
+
+    def decoder_of(self, stream_id: str) -> Decoder | None:
+        """The worker that decodes the stream now; None when none does."""
+        charge = self._charges.get(stream_id)
+        return charge.decoding.worker if charge is not None and charge.decoding is not None else None
 
     def stats(self) -> dict[str, float]:
         """Seconds and counts of each stage since the workers started; `active_streams` are in care now."""
@@ -178,7 +194,8 @@ class Supervisor:
         for charge in list(self._charges.values()):
             with self._changes:
                 if self._charges.get(charge.stream_id) is charge:
-                    self._attend(charge)
+                    with suppress(StoreFullError):  # of the catalog; the next look tries again, others go on
+                        self._attend(charge)
 
     def _poll(self, spot: Decoding | Prefilling) -> None:
         """Hears from a worker. One whose process is new is started; the streams that it had begin again."""
@@ -224,6 +241,8 @@ class Supervisor:
             self._lose(charge, "its decoder was restarted")
         elif feed.state == "running":
             charge.feed = feed
+        elif feed.state == "full":
+            self._pause(charge, feed.detail)
         elif feed.state == "lost":
             self._lose(charge, feed.detail)
         else:
@@ -239,6 +258,9 @@ class Supervisor:
             if charge.is_taken(store.stream(charge.stream_id).epoch):
                 log.warning("stream %s: another supervisor has taken it over", charge.stream_id)
                 self._charges.pop(charge.stream_id, None)
+                return
+            if why := store.room(charge.stream_id):
+                self._pause(charge, why)
                 return
             charge.last_epoch = 0  # should the call fail, nobody knows whether it took one
             epoch = charge.last_epoch = store.begin_writing(charge.stream_id)
@@ -258,6 +280,8 @@ class Supervisor:
             store.set_state(info.stream_id, "ingesting", "")
         except UnknownStreamError:  # removed behind our back
             self._charges.pop(charge.stream_id, None)
+        except StoreFullError as exc:  # of the catalog
+            self._pause(charge, str(exc))
         except (StreamKVError, RuntimeError) as exc:
             self._lose(charge, describe(exc))
         else:
@@ -271,6 +295,14 @@ class Supervisor:
         if charge.is_poisoned:
             why = f"set aside after {charge.strikes} restarts without a segment in between; the last: {why}"
             self._finish(charge, "failed", why)
+
+    def _pause(self, charge: Charge, why: str) -> None:
+        """Until there is room: what is committed stays, what is in flight is ingested again then."""
+        log.warning("stream %s: paused: %s", charge.stream_id, why)
+        self._close(charge)
+        charge.pause(why)
+        with suppress(UnknownStreamError):
+            self._ready().set_state(charge.stream_id, "paused", why)
 
     def _finish(self, charge: Charge, state: Literal["done", "failed"], detail: str) -> None:
         with suppress(UnknownStreamError):
@@ -304,8 +336,9 @@ class Supervisor:
         return StreamView(
             stream_id=info.stream_id,
             uri=redact_uri(info.uri),
-            state=info.state,
-            detail=info.detail,
+            # A full disk may not even take the catalog's note that the stream is paused.
+            state="paused" if charge is not None and charge.paused else info.state,
+            detail=charge.paused if charge is not None and charge.paused else info.detail,
             duration_s=float(info.config.get("duration_s", 0.0)),
             position_s=max(info.as_of_s, position_s),
             as_of_s=info.as_of_s,
@@ -319,4 +352,6 @@ class Supervisor:
             live=charge.feed.live if charge is not None and charge.feed is not None else None,
             created_at=info.created_at,
             guidance=str(info.config.get("guidance", "")),
+            tenant=info.tenant,
+            legal_hold=info.legal_hold,
         )

@@ -48,6 +48,8 @@ class StreamView:
     live: LiveView | None = None  # of a live source that is being ingested
     created_at: float = 0.0  # seconds since 1970
     guidance: str = ""  # its own guidance prompt; empty: the method's
+    tenant: str = ""  # whose it is
+    legal_hold: str = ""  # why nothing of it may be deleted; empty: it may
 
 
 @dataclass(frozen=True)

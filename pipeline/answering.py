@@ -10,18 +10,26 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import torch
+
 from pipeline.dialogue import Query, Reply
 from pipeline.schemas import Answer, Evidence, Gap, Span
 from pipeline.spans import AskedSpan, asked_span
 from streamkv.config import PipelineConfig
 from streamkv.conversation import Turn
 from streamkv.engine import Engine, check_question
-from streamkv.errors import QuestionError, StoreError
+from streamkv.errors import QuestionError, SegmentGoneError, StoreError
+from streamkv.latest import LatestPast
+from streamkv.memory import VideoMemory
 from streamkv.models import load_model
 from streamkv.store import ModelIdentity, SegmentStore, StreamReader, StreamSnapshot
+from streamkv.types import Answer as EngineAnswer
+from streamkv.types import Segment
 
 MAX_WARM = 256
 """Streams whose index is kept; the least recently asked is forgotten first."""
+MAX_WINDOWS = 8
+"""Streams that are ingested whose window is kept; each holds `n_local` tokens in every layer."""
 MAX_GAPS = 20
 """Gaps that an answer names, the latest ones."""
 EARLIER_QUESTIONS = 4
@@ -32,11 +40,18 @@ class CancelledError(Exception):
     """Nobody waits for the answer any more."""
 
 
+LatestSegments = Callable[[str, torch.device], list[Segment]]
+"""What a stream has shown and is not yet durable."""
+
+
 class Answerer:
     """One question at a time: callers take turns."""
 
-    def __init__(self, config: PipelineConfig) -> None:
+    def __init__(self, config: PipelineConfig, latest: LatestSegments | None = None) -> None:
+        """`latest`: None where nobody ingests."""
         self.config = config
+        self._latest = latest if config.serve.read_open else None
+        self._latest_pasts: OrderedDict[str, LatestPast] = OrderedDict()
         self._model = load_model(config.model)
         self.engine = Engine(self._model, config.method)
         self._store: SegmentStore | None = None
@@ -57,28 +72,39 @@ class Answerer:
         serve = self.config.serve
         question = check_question(query.question, serve.max_question_chars)
         _check_earlier(query.earlier, EARLIER_QUESTIONS * serve.max_question_chars)
-        memory = self.memory(query.stream_id)
-        info = self.opened().stream(query.stream_id)
-        asked = asked_span(query, memory, info, serve)
+        max_new_tokens = query.max_new_tokens or serve.max_new_tokens
+        has_begun = False
 
         def on_token(text: str) -> None:
+            nonlocal has_begun
             if cancelled.is_set():
                 raise CancelledError
+            has_begun = True
             if on_text is not None:
                 on_text(text)
 
-        max_new_tokens = query.max_new_tokens or serve.max_new_tokens
-        found = self.engine.answer(
-            memory,
-            asked.question if asked else question,
-            span=asked.span if asked else None,
-            earlier=query.earlier,
-            max_new_tokens=max_new_tokens,
-            on_token=on_token,
-        )
+        def found_now() -> tuple[AskedSpan | None, EngineAnswer]:
+            memory = self._memory(query.stream_id)
+            asked = asked_span(query, memory, self.opened().stream(query.stream_id), serve)
+            return asked, self.engine.answer(
+                memory,
+                asked.question if asked else question,
+                span=asked.span if asked else None,
+                earlier=query.earlier,
+                max_new_tokens=max_new_tokens,
+                on_token=on_token,
+            )
+
+        try:
+            asked, found = found_now()
+        except SegmentGoneError:
+            if has_begun:
+                raise
+            asked, found = found_now()  # of what retention has left
         start_s, end_s = asked.span if asked else (-math.inf, math.inf)
         end_s = min(end_s, found.as_of_s)
-        gaps = [gap for gap in info.gaps if gap.start_s <= end_s and gap.end_s > start_s]
+        gaps = self.opened().stream(query.stream_id).gaps
+        gaps = tuple(gap for gap in gaps if gap.start_s <= end_s and gap.end_s > start_s)
         answer = Answer(
             answer=found.text,
             evidence=[
@@ -97,15 +123,39 @@ class Answerer:
             finish="stop" if found.num_tokens < max_new_tokens else "length",
         )
 
-    def memory(self, stream_id: str) -> StreamSnapshot:
-        """The stream's past so far. UnknownStreamError, or StoreError when there is nothing yet."""
+    def committed(self, stream_id: str) -> StreamSnapshot:
+        """What is durable of the stream; StoreError when that is nothing."""
         memory = self._reader(stream_id).refresh()
         if not memory.segments:
             raise StoreError(
-                f"stream {stream_id!r}: nothing is committed yet, so there is nothing to answer from; "
-                "wait for its first segment, then ask again"
+                f"stream {stream_id!r}: nothing is committed yet, or all of it was deleted by retention; wait for its "
+                "first segment, then ask again"
             )
         return memory
+
+    def _memory(self, stream_id: str) -> VideoMemory:
+        """All that the stream has shown up to now, but for what retention deleted; StoreError when that is nothing."""
+        memory = self._past_and_latest(stream_id)
+        if not memory.segments:
+            raise StoreError(
+                f"stream {stream_id!r}: it has shown nothing yet, or all of it was deleted by retention, so there is "
+                "nothing to answer from; wait for its next frame, then ask again"
+            )
+        return memory
+
+    def _past_and_latest(self, stream_id: str) -> VideoMemory:
+        reader, info = self._reader(stream_id), self.opened().stream(stream_id)
+        if self._latest is None or info.state != "ingesting":
+            return reader.refresh()
+        segments = self._latest(stream_id, self._model.device)
+        past = (
+            reader.refresh()
+        )  # second: a segment that is committed in between is then in both, and not in neither
+        latest_past = self._latest_pasts.pop(stream_id, None) or LatestPast(self.engine)
+        self._latest_pasts[stream_id] = latest_past
+        if len(self._latest_pasts) > MAX_WINDOWS:
+            self._latest_pasts.popitem(last=False)
+        return latest_past.joined(past, segments, str(info.config.get("guidance", "")))
 
     def _reader(self, stream_id: str) -> StreamReader:
         reader = self._readers.pop(stream_id, None) or self.opened().reader(stream_id)

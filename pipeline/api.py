@@ -39,7 +39,7 @@ Message = dict[str, Any]
 class Backend(openai.Asking, Protocol):
     async def state(self) -> PlaneState: ...
 
-    async def add_stream(self, stream_id: str, uri: str, guidance: str) -> StreamView: ...
+    async def add_stream(self, stream_id: str, uri: str, guidance: str, tenant: str) -> StreamView: ...
 
     async def remove_stream(self, stream_id: str) -> None: ...
 
@@ -79,7 +79,7 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
     @app.post("/v1/streams", status_code=201)
     async def add_stream(new: NewStream) -> Stream:
         """Registers a stream; its ingest begins at once."""
-        return Stream.of(await backend.add_stream(new.id, new.uri, new.guidance))
+        return Stream.of(await backend.add_stream(new.id, new.uri, new.guidance, new.tenant))
 
     @app.get("/v1/streams")
     async def list_streams() -> StreamList:

@@ -121,11 +121,12 @@ class Answer:
     """A replica that answers. The model loads before it counts as ready."""
 
     def __init__(self, config: PipelineConfig) -> None:
+        from actors.latest import latest_segments
         from pipeline.answering import Answerer  # brings torch, which only this process needs
         from pipeline.footage import Footage
         from pipeline.searching import Searcher
 
-        self._answerer = Answerer(config)
+        self._answerer = Answerer(config, latest_segments)
         self._searcher = Searcher(self._answerer)
         self._thread = ThreadPoolExecutor(1, "answer")
         self._footage = Footage(config.store)
@@ -229,8 +230,8 @@ class ServeBackend:
         view: StreamView = await self._supervise("stream", stream_id)
         return view
 
-    async def add_stream(self, stream_id: str, uri: str, guidance: str) -> StreamView:
-        view: StreamView = await self._supervise("add_stream", stream_id, uri, guidance)
+    async def add_stream(self, stream_id: str, uri: str, guidance: str, tenant: str) -> StreamView:
+        view: StreamView = await self._supervise("add_stream", stream_id, uri, guidance, tenant)
         return view
 
     async def remove_stream(self, stream_id: str) -> None:

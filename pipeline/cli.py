@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.commands import demo, eval, inspect, keys, server, store, streams
+from pipeline.commands import batch, demo, eval, inspect, keys, server, store, streams
 
 app = typer.Typer(
     name="streamkv",
@@ -22,6 +22,7 @@ keys.register(app)
 store.register(app)
 demo.register(app)
 eval.register(app)
+batch.register(app)
 
 
 def main() -> None:

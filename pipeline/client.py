@@ -47,8 +47,9 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self._http.close()
 
-    def add_stream(self, stream_id: str, uri: str, guidance: str = "") -> Json:
-        return self._call("POST", "/v1/streams", {"id": stream_id, "uri": uri, "guidance": guidance})
+    def add_stream(self, stream_id: str, uri: str, guidance: str = "", tenant: str = "") -> Json:
+        new = {"id": stream_id, "uri": uri, "guidance": guidance, "tenant": tenant}
+        return self._call("POST", "/v1/streams", new)
 
     def streams(self) -> list[Json]:
         streams: list[Json] = self._call("GET", "/v1/streams")["streams"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from streamkv.models.base import VideoLLM
 
 ORACLE = "oracle"
-"""Not a preset: `streamkv` that is handed the right segments."""
+"""Not a preset: `streamkv` that is handed the right segments, and reads them whole."""
 CONTROLS = ("recent", "full")
 """Printed beside every score."""
 REVISION = 2
@@ -67,8 +67,12 @@ def make_variants(
     for name in dict.fromkeys([*presets, *CONTROLS]):
         if name != ORACLE and name not in preset_names():
             raise ConfigError(f"--preset: unknown {name!r}; known: {', '.join([*preset_names(), ORACLE])}")
-        preset = "streamkv" if name == ORACLE else name
-        loaded = load_settings(config, [*overrides, f"preset={preset}"])
+        if name == ORACLE:
+            loaded = load_settings(
+                config, [*overrides, "preset=streamkv", "method.retrieve.policy=everything"]
+            )
+        else:
+            loaded = load_settings(config, [*overrides, f"preset={name}"])
         variants.append(_variant(name, loaded, oracle=name == ORACLE))
     for text in own:
         name, colon, settings = text.partition(":")

@@ -11,8 +11,10 @@ from actors.failures import NotReadyError, WorkerLostError
 from streamkv.errors import (
     CorruptSegmentError,
     ModelError,
+    SegmentGoneError,
     SourceError,
     StoreError,
+    StoreFullError,
     StreamExistsError,
     StreamIdError,
     StreamKVError,
@@ -37,7 +39,9 @@ STATUS: dict[type[Exception], int] = {
     SourceError: 422,
     CorruptSegmentError: 500,  # ours, not the asker's
     ModelError: 500,
-    StoreError: 409,  # nothing committed yet, or another model's store
+    SegmentGoneError: 503,  # asked again, it is answered from what is left
+    StoreFullError: 503,
+    StoreError: 409,  # nothing committed yet, another model's store, or a legal hold
     StreamKVError: 422,  # a question or a setting
     OverloadedError: 503,
     NotReadyError: 503,

@@ -34,6 +34,9 @@ class NewStream(BaseModel):
         str,
         Field(max_length=2000, description="what to keep of it, in words; empty: the server's own prompt"),
     ] = ""
+    tenant: Annotated[
+        str, Field(max_length=200, description="whose it is; a tenant's streams share a limit of bytes")
+    ] = ""
 
 
 class Gap(BaseModel):
@@ -93,7 +96,7 @@ class Stream(BaseModel):
 
     id: str
     uri: Annotated[str, Field(description="without credentials")]
-    state: Annotated[str, Field(description="registered, ingesting, done, failed or stopped")]
+    state: Annotated[str, Field(description="registered, ingesting, paused, done, failed or stopped")]
     detail: str
     duration_s: Annotated[float, Field(description="as the source says; 0 when it does not")]
     position_s: Annotated[float, Field(description="stream time up to which frames were encoded")]
@@ -107,6 +110,8 @@ class Stream(BaseModel):
     gaps: list[Gap]
     live: Annotated[Live | None, Field(description="null when it is an archive or not being ingested")] = None
     guidance: Annotated[str, Field(description="its own guidance prompt; empty: the server's")] = ""
+    tenant: Annotated[str, Field(description="whose it is")] = ""
+    legal_hold: Annotated[str, Field(description="why nothing of it may be deleted; empty: it may")] = ""
 
     @classmethod
     def of(cls, view: StreamView) -> Stream:
@@ -127,6 +132,8 @@ class Stream(BaseModel):
             gaps=[Gap.of(gap) for gap in view.gaps],
             live=Live.of(view.live) if view.live is not None else None,
             guidance=view.guidance,
+            tenant=view.tenant,
+            legal_hold=view.legal_hold,
         )
 
 

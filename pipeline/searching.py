@@ -88,7 +88,7 @@ class Searcher:
                     f"stream {stream_id!r}: unknown; known: {', '.join(infos) or 'none'}"
                 )
             try:
-                memory = self._answerer.memory(stream_id)
+                memory = self._answerer.committed(stream_id)
                 asked = asked_span(query.of(stream_id), memory, infos[stream_id], self._answerer.config.serve)
                 if asked is None:
                     yield stream_id, _Part(memory)

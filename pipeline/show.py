@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 POLL_S = 0.25
 GAPS_SHOWN = 8
 """Of one stream, the latest: a camera that comes and goes has hundreds."""
-OPEN_STATES = ("registered", "ingesting")
+OPEN_STATES = ("registered", "ingesting", "paused")
 NUMBERS = ("segments", "frames", "stored", "gaps")
 
 
@@ -61,6 +61,8 @@ def print_streams(streams: list[dict[str, Any]]) -> None:
     for s in streams:
         if s["detail"]:
             out.print(f"{escape(s['id'])}: {escape(s['detail'])}", highlight=False)
+        if s.get("legal_hold"):
+            out.print(f"{escape(s['id'])}: on legal hold: {escape(s['legal_hold'])}", highlight=False)
         if s.get("live"):
             out.print(f"{escape(s['id'])}: {escape(live_text(s['live']))}", highlight=False)
         gaps = s["gaps"]

@@ -138,11 +138,13 @@ class RetrieveConfig:
     """Policies `agree` and `cover`: at most this many segments, which all layers choose together, and then read nothing
     else."""
     agree_share: float = 0.0
-    """Policy `agree`: leave out segments with less than this share of the best one's score. Policy `cover`: the best
-    one alone, if no other has this share of its score."""
+    """The same policies: leave out segments with less than this share of the best one's score."""
+    cover_share: float = 0.95
+    """Policy `cover`: a question names several moments if its mean query's best segment stands out less than this share
+    of what a single token's best segment does."""
     cover_above: float = 4 / 3
     """Policy `cover`: how far a segment must stand out for a token to count, in standard deviations."""
-    cover_gain: float = 0.3
+    cover_gain: float = 0.25
     """Policy `cover`: leave out segments that add less than this share of what the first one added."""
     similarity: Literal["dot", "cosine"] = "dot"
     """Of the question and a block; as `compress.similarity`. The index finds candidates by dot product."""
@@ -219,6 +221,29 @@ class AgeingStep:
 
 
 @dataclass(frozen=True)
+class RetentionConfig:
+    """How long and how much is kept. Nothing is deleted of a stream on legal hold."""
+
+    max_age_s: float = 0.0
+    """Segments committed longer ago are deleted; 0: none is."""
+    stream_bytes: int = 0
+    """Bytes of segment files that a stream may have; 0: any."""
+    tenant_bytes: int = 0
+    """Bytes that the streams of a tenant may have together, held ones too; those without one share one. 0: any."""
+    when_full: Literal["pause", "oldest"] = "pause"
+    """When a limit of bytes is reached or the disk is full: `pause` the stream's ingest until there is room, or delete
+    the `oldest` segments, of the stream for its own limit, else of its tenant."""
+
+    def __post_init__(self) -> None:
+        least = {
+            "max_age_s": self.max_age_s,
+            "stream_bytes": self.stream_bytes,
+            "tenant_bytes": self.tenant_bytes,
+        }
+        _check(_need(value >= 0, f"store.retention.{name}", value, ">= 0") for name, value in least.items())
+
+
+@dataclass(frozen=True)
 class StoreConfig:
     root: str = ".streamkv/store"
     """Folder of the segment store."""
@@ -227,7 +252,14 @@ class StoreConfig:
     codec: str = "fp16"
     """How keys and values are stored: `raw`, `fp16`, `int8`, `int4`; each file says which (docs/format.md)."""
     ageing: list[AgeingStep] = field(default_factory=list)
-    """What `streamkv store age` does to old segments, e.g. `[{after_s: 86400, codec: int8}]`; empty: nothing."""
+    """What becomes of old segments, e.g. `[{after_s: 86400, codec: int8}]`; empty: nothing."""
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
+    upkeep_s: float = 600.0
+    """Seconds between two rounds in which a server deletes and ages what is due; 0: it leaves that to
+    `streamkv store retain` and `streamkv store age`."""
+
+    def __post_init__(self) -> None:
+        _check([_need(self.upkeep_s >= 0, "store.upkeep_s", self.upkeep_s, ">= 0")])
 
 
 @dataclass(frozen=True)
@@ -259,6 +291,8 @@ class ServeConfig:
     max_new_tokens: int = 128
     max_question_chars: int = 4_000
     timeout_s: float = 60.0
+    read_open: bool = True
+    """Questions see what a stream has shown up to now; else what is committed, without the prefill of the rest."""
     max_queued: int = 64
     """Questions that may wait for a replica; more are refused with 503."""
     time_phrases: bool = True

@@ -5,6 +5,7 @@ StreamKVError
 ├── SourceError           a video cannot be opened or read at all
 ├── ModelError            a checkpoint cannot be loaded or is of an unknown family
 ├── QuestionError         a question is empty or too long, or about a time without footage
+├── BatchError            a batch's questions, footage or output cannot be used
 ├── SuiteError            an evaluation's annotations are missing or malformed
 │   └── MissingVideoError     a video that the annotations name is not in the folder
 └── StoreError
@@ -13,6 +14,9 @@ StreamKVError
     ├── StreamIdError         the stream id is not a safe name
     ├── ForeignStoreError     the store was written by another model or format
     ├── CorruptSegmentError   a segment file does not match its checksums
+    ├── SegmentGoneError      a segment was deleted while it was being read
+    ├── StoreFullError        the disk is full, or a stream or a tenant has all it may have
+    ├── LegalHoldError        the stream is held: nothing of it is deleted
     └── FencedError           another writer owns the stream now
 
 Each message says what, what was got, what is allowed, and what to do.
@@ -37,6 +41,10 @@ class ModelError(StreamKVError):
 
 class QuestionError(StreamKVError, ValueError):
     """A question is empty or longer than the configured limit, or the time that it names cannot be looked at."""
+
+
+class BatchError(StreamKVError):
+    """A batch's question log cannot be read, its footage is not there, or its output cannot be written."""
 
 
 class SuiteError(StreamKVError):
@@ -72,6 +80,18 @@ class ForeignStoreError(StoreError):
 
 class CorruptSegmentError(StoreError):
     """A segment file is cut, altered or missing."""
+
+
+class SegmentGoneError(StoreError):
+    """Retention deleted the segment, or its stream was removed, after the reader had begun."""
+
+
+class StoreFullError(StoreError):
+    """No room for another segment: the disk is full, or a limit of `store.retention` is reached."""
+
+
+class LegalHoldError(StoreError):
+    """The stream is on legal hold, and what was asked would delete of it."""
 
 
 class FencedError(StoreError):

@@ -1,4 +1,4 @@
-"""`store age` and `store verify`: the segment store's upkeep."""
+"""`store age`, `retain`, `hold`, `release` and `verify`: the segment store's upkeep."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.options import DEFAULT, HomeOption, JsonOption
-from pipeline.terminal import FAILED, bars, counts_of, fail, friendly, out, print_json, size
+from pipeline.terminal import FAILED, bars, clock, counts_of, fail, friendly, out, print_json, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from streamkv.config import AgeingStep, StoreConfig
-    from streamkv.store import Aged, Problem, SegmentStore
+    from streamkv.config import AgeingStep, RetentionConfig, StoreConfig
+    from streamkv.store import Aged, Front, Problem, SegmentStore
 
 ConfigOption = Annotated[str, typer.Option(help="A shipped configuration's name, or a YAML file.")]
 OverridesArgument = Annotated[
@@ -31,6 +31,9 @@ def register(app: typer.Typer) -> None:
         name="store", help="Upkeep of the segment store; a server may run.", no_args_is_help=True
     )
     store.command(epilog="Example: [bold]streamkv store age --after 86400 --codec int8[/]")(age)
+    store.command(epilog="Example: [bold]streamkv store retain --max-age 2592000 --dry-run[/]")(retain)
+    store.command(epilog="Example: [bold]streamkv store hold lobby --reason 'case 4711'[/]")(hold)
+    store.command(epilog="Example: [bold]streamkv store release lobby[/]")(release)
     store.command(epilog="Example: [bold]streamkv store verify --stream lobby[/]")(verify)
     app.add_typer(store)
 
@@ -63,7 +66,7 @@ def age(
 ) -> None:
     """Store old segments in fewer bytes, as store.ageing says or --after and --codec do.
 
-    Doing it again does what is left. Put it in a crontab.
+    Doing it again does what is left. A server does it every store.upkeep_s.
     """
     from streamkv.config import AgeingStep
     from streamkv.errors import ConfigError
@@ -103,6 +106,121 @@ def _counts(aged: Aged) -> dict[str, int]:
         "bytes_before": aged.bytes_before,
         "bytes_after": aged.bytes_after,
     }
+
+
+def retain(
+    overrides: OverridesArgument = None,
+    stream: StreamOption = "",
+    max_age: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds; default: store.retention.max_age_s.", show_default=False),
+    ] = None,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of each stream; the oldest go. Default: store.retention.", show_default=False
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")
+    ] = False,
+    config: ConfigOption = "local",
+    home: HomeOption = DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete old segments, as store.retention says or --max-age and --max-bytes do: rows, files and vectors.
+
+    Streams on legal hold keep theirs. Doing it again does what is left. A server does it every store.upkeep_s.
+    """
+    with friendly(as_json=as_json):
+        settings = store_config(home, config, overrides or [])
+        deleted = _retain(settings, stream, _retention(settings, max_age, max_bytes), dry_run=dry_run)
+        if as_json:
+            print_json({name: asdict(front) for name, front in deleted.items()})
+            return
+        for name, front in deleted.items():
+            what = "would be deleted" if dry_run else "deleted"
+            out.print(
+                f"{name}: {front.num_segments} segments {what}, {size(front.file_bytes)}, all before "
+                f"{clock(front.until_s)}",
+                highlight=False,
+            )
+        if not deleted:
+            out.print("nothing is due", highlight=False)
+
+
+def _retention(settings: StoreConfig, max_age: float | None, max_bytes: int | None) -> RetentionConfig:
+    """The settings' policy, or what the command line says in its place."""
+    from streamkv.config import RetentionConfig
+    from streamkv.errors import ConfigError
+
+    if max_age is not None or max_bytes is not None:
+        return RetentionConfig(max_age_s=max_age or 0, stream_bytes=max_bytes or 0, when_full="oldest")
+    policy = settings.retention
+    if not policy.max_age_s and policy.when_full != "oldest":
+        raise ConfigError(
+            "store.retention: got nothing to do; set max_age_s, or limits of bytes with when_full=oldest, or give "
+            "--max-age or --max-bytes"
+        )
+    return policy
+
+
+def _retain(
+    settings: StoreConfig, stream: str, policy: RetentionConfig, *, dry_run: bool
+) -> dict[str, Front]:
+    from streamkv.store import SegmentStore
+
+    with (
+        SegmentStore.open(Path(settings.root), catalog_url=settings.catalog_url, read_only=dry_run) as store,
+        bars() as progress,
+    ):
+        task = progress.add_task("segments", total=None, note="")
+        tell = counts_of(progress, task)
+        return store.retain(policy, stream or None, dry_run=dry_run, on_segment=tell)
+
+
+def hold(
+    stream_id: Annotated[str, typer.Argument(metavar="ID")],
+    reason: Annotated[str, typer.Option(help="Why, in words; it is shown to whoever tries to delete.")],
+    overrides: OverridesArgument = None,
+    config: ConfigOption = "local",
+    home: HomeOption = DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a stream on legal hold: nothing of it is deleted or aged, and `rm` is refused, until `release`."""
+    with friendly(as_json=as_json):
+        _set_hold(store_config(home, config, overrides or []), stream_id, reason)
+        if as_json:
+            print_json({"held": stream_id, "reason": reason})
+        else:
+            out.print(f"{stream_id}: on legal hold", highlight=False, markup=False)
+
+
+def release(
+    stream_id: Annotated[str, typer.Argument(metavar="ID")],
+    overrides: OverridesArgument = None,
+    config: ConfigOption = "local",
+    home: HomeOption = DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """End a stream's legal hold."""
+    with friendly(as_json=as_json):
+        _set_hold(store_config(home, config, overrides or []), stream_id, None)
+        if as_json:
+            print_json({"released": stream_id})
+        else:
+            out.print(f"{stream_id}: released", highlight=False, markup=False)
+
+
+def _set_hold(settings: StoreConfig, stream_id: str, reason: str | None) -> None:
+    """None: the end of it."""
+    from streamkv.store import SegmentStore
+
+    with SegmentStore.open(Path(settings.root), catalog_url=settings.catalog_url) as store:
+        if reason is None:
+            store.release(stream_id)
+        else:
+            store.hold(stream_id, reason)
 
 
 def verify(

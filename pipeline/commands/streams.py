@@ -46,6 +46,9 @@ def add(
     guidance: Annotated[
         str, typer.Option(help="What to keep of it, in words, such as 'signs and what they say'.")
     ] = "",
+    tenant: Annotated[
+        str, typer.Option(help="Whose it is; a tenant's streams share a limit of bytes.", show_default=False)
+    ] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Return when all of it is ingested.")] = False,
     home: HomeOption = DEFAULT,
     url: UrlOption = "",
@@ -55,7 +58,7 @@ def add(
     with friendly(as_json=as_json), connect(home, url) as client:
         # The server may have another working directory, so a file is named in full.
         source = str(Path(uri).resolve()) if Path(uri).exists() else uri
-        stream = client.add_stream(stream_id, source, guidance)
+        stream = client.add_stream(stream_id, source, guidance, tenant)
         if wait:
             (stream,) = wait_for_streams(client, [stream_id])
         if as_json:
@@ -84,7 +87,7 @@ def rm(
     url: UrlOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Remove a stream: its ingest stops, and what was stored of it is deleted."""
+    """Remove a stream: its ingest stops, and what was stored of it is deleted. Refused for one on legal hold."""
     with friendly(as_json=as_json), connect(home, url) as client:
         client.remove_stream(stream_id)
         if as_json:

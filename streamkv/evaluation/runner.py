@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +23,7 @@ from streamkv.errors import StreamKVError
 from streamkv.evaluation.oracle import holding
 from streamkv.evaluation.scoring import SCORERS
 from streamkv.evaluation.types import EvalQuestion, EvalVideo
+from streamkv.ingest import encode
 from streamkv.memory import VideoMemory
 from streamkv.models.base import VideoLLM
 from streamkv.segmentation import Segmenter
@@ -92,23 +92,14 @@ class AnswerRow:
 
 def encode_video(model: VideoLLM, path: Path, sample_fps: float) -> EncodedVideo:
     """Samples and encodes a video. SourceError when it cannot be read."""
-    batch: list[Any] = []
+    gaps: list[str] = []
+    frames = sample_frames(str(path), sample_fps, on_gap=lambda *gap: gaps.append(str(gap)))
     features: list[Tensor] = []
     spans: list[tuple[float, float]] = []
-    gaps: list[str] = []
-
-    def flush() -> None:
-        if batch:
-            features.append(model.encode_frames([frame.rgb for frame in batch]).cpu())
-            batch.clear()
-
-    for frame in sample_frames(str(path), sample_fps, on_gap=lambda *gap: gaps.append(str(gap))):
-        batch.append(frame)
+    for frame, features_ND in encode(model, frames, ENCODE_BATCH):
+        features.append(features_ND)
         spans.append((frame.start_s, frame.end_s))
-        if len(batch) == ENCODE_BATCH:
-            flush()
-    flush()
-    return EncodedVideo(torch.cat(features), tuple(spans), len(gaps))
+    return EncodedVideo(torch.stack(features), tuple(spans), len(gaps))
 
 
 def encoded(model: VideoLLM, path: Path, sample_fps: float, cache: Path) -> EncodedVideo:

@@ -9,68 +9,71 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from streamkv.memory import VideoMemory
-from streamkv.retrieval.agreement import Agreement, agreed_segments, zscores
+from streamkv.retrieval.agreement import Agreement, zscores
 from streamkv.retrieval.base import Candidates, Query
 
 TOKEN_CANDIDATES = 8
-"""All tokens together may bring this many times `candidate_segments` into a layer, or one segment each."""
+"""All queries together may bring this many times `candidate_segments` into a layer, or one segment each."""
 
 
 class Coverage(Agreement):
-    """The one segment that all layers score highest, if none comes near it; else that one and those that cover the
-    question's tokens.
+    """`agree` for a question about one moment; for one that names several, segments that cover its tokens.
 
-    Near is `agree_share` of its score. A mean query over two things that are named resembles many segments a little;
-    a token of one of them resembles its segment a lot. In all at most `agree_segments`.
+    A mean query over two things that are named resembles many segments a little; a token of one of them resembles its
+    segment a lot. So the question names several moments if the mean's best segment stands out less than `cover_share`
+    of what some token's best one does. Either way at most `agree_segments`.
     """
 
     def agree(
         self, memory: VideoMemory, queries: Sequence[Query], candidates: Sequence[Candidates]
     ) -> list[int]:
-        best, *near = agreed_segments(candidates, 2, self.config.agree_share)
-        if not near or self.config.agree_segments == 1:
-            return [best]
-        segment_nos, scores_TS = self._token_scores(memory, queries)
-        columns = cover(
-            np.maximum(scores_TS - self.config.cover_above, 0.0),
-            self.config.agree_segments,
-            self.config.cover_gain,
-        )
-        return list(dict.fromkeys([best, *segment_nos[columns].tolist()]))[: self.config.agree_segments]
+        best = super().agree(memory, queries, candidates)
+        if len(best) == 1:  # nothing comes near it
+            return best
+        segment_nos, mean_S, tokens_TS = self._scores(memory, queries)
+        if mean_S.max() >= self.config.cover_share * tokens_TS.max():
+            return best
+        gains_TS = np.maximum(tokens_TS - self.config.cover_above, 0.0)
+        columns = cover(gains_TS, self.config.agree_segments, self.config.cover_gain)
+        return segment_nos[columns].tolist() or best
 
-    def _token_scores(self, memory: VideoMemory, queries: Sequence[Query]) -> tuple[np.ndarray, np.ndarray]:
-        """Segments (S,), and for each token the mean over layers of their best block's z-score (T, S).
+    def _scores(
+        self, memory: VideoMemory, queries: Sequence[Query]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Segments (S,), and how far their best block stands out, for the mean query (S,) and for each token (T, S).
 
-        Where a segment is no candidate it gets the layer's lowest.
+        In standard deviations, mean over layers. Where a segment is no candidate it gets the layer's lowest.
         """
         found = [self._scores_in_layer(memory, layer, query) for layer, query in enumerate(queries)]
         every = np.unique(np.concatenate([nos for nos, _ in found]))
-        total_TS = np.zeros((len(queries[0].tokens), len(every)))
-        for nos, z_TS in found:
-            layer_TS = np.repeat(z_TS.min(axis=1, keepdims=True), len(every), axis=1)
-            layer_TS[:, np.searchsorted(every, nos)] = z_TS
-            total_TS += layer_TS
-        return every, total_TS / len(found)
+        total_QS = np.zeros((1 + len(queries[0].tokens), len(every)))
+        for nos, z_QS in found:
+            layer_QS = np.repeat(z_QS.min(axis=1, keepdims=True), len(every), axis=1)
+            layer_QS[:, np.searchsorted(every, nos)] = z_QS
+            total_QS += layer_QS
+        mean_S, *tokens_TS = total_QS / len(found)
+        return every, mean_S, np.array(tokens_TS)
 
     def _scores_in_layer(
         self, memory: VideoMemory, layer: int, query: Query
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One layer's candidates (S,) for any token, and their z-scores by token (T, S)."""
-        tokens = query.tokens.float().cpu()
-        table = memory.table(layer, self._found_by_tokens(memory, layer, query))
+        """One layer's candidates (S,) for the mean or any token, and their z-scores (1 + T, S)."""
+        queries_QD = torch.cat([query.mean[None], query.tokens]).float().cpu()
+        table = memory.table(layer, self._found_by_any(memory, layer, queries_QD))
         nos, first = np.unique(table.segment_nos, return_index=True)
-        blocks_TB = (tokens @ table.mean_keys.float().T).double().numpy()
-        return nos, zscores(np.maximum.reduceat(blocks_TB, first, axis=1))
+        blocks_QB = (queries_QD @ table.mean_keys.float().T).double().numpy()
+        return nos, zscores(np.maximum.reduceat(blocks_QB, first, axis=1))
 
-    def _found_by_tokens(self, memory: VideoMemory, layer: int, query: Query) -> np.ndarray | None:
+    def _found_by_any(self, memory: VideoMemory, layer: int, queries_QD: Tensor) -> np.ndarray | None:
         wanted = self.config.candidate_segments
         if not wanted:
             return None
-        each = max(1, TOKEN_CANDIDATES * wanted // len(query.tokens))
-        tokens = query.tokens.float().cpu()
-        found = memory.search_each(layer, tokens, min(wanted, each))
+        each = max(1, TOKEN_CANDIDATES * wanted // len(queries_QD))
+        found = memory.search_each(layer, queries_QD, min(wanted, each))
         return np.unique(np.concatenate([ranked.segment_nos for ranked in found]))
 
 

@@ -2,14 +2,16 @@
 
 from streamkv.store.ageing import Aged
 from streamkv.store.layout import check_stream_id
+from streamkv.store.opening import is_store
 from streamkv.store.reader import StreamReader, StreamSnapshot
-from streamkv.store.records import Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
+from streamkv.store.records import Front, Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
 from streamkv.store.segment_file import SegmentFile
 from streamkv.store.segment_writer import write_segment
 from streamkv.store.store import SegmentStore
 
 __all__ = [
     "Aged",
+    "Front",
     "Gap",
     "ModelIdentity",
     "Problem",
@@ -21,5 +23,6 @@ __all__ = [
     "StreamSnapshot",
     "StreamState",
     "check_stream_id",
+    "is_store",
     "write_segment",
 ]

@@ -7,40 +7,32 @@ its lock before it reads, so that two processes never decide on the same state.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import URL, delete, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from streamkv.errors import (
-    FencedError,
-    ForeignStoreError,
-    StoreError,
-    StreamExistsError,
-    UnknownStreamError,
+from streamkv.config import RetentionConfig
+from streamkv.errors import ForeignStoreError, StoreError, StoreFullError, StreamExistsError
+from streamkv.store import migrations, rows
+from streamkv.store.database import WRITES, hide_password, is_full, make_engine
+from streamkv.store.records import (
+    RETENTION,
+    Front,
+    Gap,
+    SegmentPlace,
+    StreamInfo,
+    StreamState,
+    check_not_held,
 )
-from streamkv.store import migrations
-from streamkv.store.database import WRITES, hide_password, make_engine
-from streamkv.store.records import Gap, ModelIdentity, SegmentPlace, StreamInfo, StreamState
+from streamkv.store.rows import RestoredStream, StoredIdentity
 from streamkv.store.tables import GapRow, RemovedRow, SegmentRow, StoreRow, StreamRow
-from streamkv.types import Geometry
-
-_KNOWN_SHOWN = 8
 
 _PLACE = tuple(getattr(SegmentRow, f.name) for f in fields(SegmentPlace))
-
-
-@dataclass(frozen=True)
-class StoredIdentity:
-    """Which store a catalog is of."""
-
-    store_id: str
-    format_version: int
-    model: ModelIdentity
 
 
 @dataclass(frozen=True)
@@ -49,6 +41,16 @@ class Progress:
 
     born_epoch: int  # another one: the stream was removed and added again
     next_segment_no: int
+    first_segment_no: int = 0  # larger than before: retention took some away
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A segment as retention sees it."""
+
+    stream_id: str
+    segment_no: int
+    file_bytes: int
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,6 @@ class Held:
         """Files that its rows name."""
         query = select(SegmentRow.path).where(SegmentRow.stream_id == self.stream_id)
         return set(self._session.scalars(query))
-
-
-@dataclass(frozen=True)
-class RestoredStream:
-    """A stream as its files tell it."""
-
-    stream_id: str
-    places: tuple[SegmentPlace, ...]  # by segment number; at least one
-    committed_at: tuple[float, ...]  # of each, seconds since 1970
-    gaps: tuple[Gap, ...]
-    detail: str
 
 
 _EPOCHS_AHEAD = 1_000
@@ -100,32 +91,23 @@ class Catalog:
             if not inspect(session.connection()).has_table(StoreRow.__tablename__):
                 return None
             row = session.scalars(select(StoreRow)).first()
-            return _identity_of(row) if row else None
+            return rows.identity_of(row) if row else None
 
     def create(self, identity: StoredIdentity) -> StoredIdentity:
         """Makes the tables and the store's row; returns the row of whoever came first when several try."""
-        try:
-            return self._create(identity)
-        except StoreError:  # a server makes tables without a lock: another process may have been first
-            found = self.identity()
-            if found is None:
-                raise
-            return found
-
-    def _create(self, identity: StoredIdentity) -> StoredIdentity:
         with self._writing() as session:
-            return _identity_of(_store_row(session, identity))
+            return rows.identity_of(rows.store_row(session, identity))
 
     def restore(self, identity: StoredIdentity, streams: Sequence[RestoredStream]) -> None:
         """Makes a catalog with these streams and segments, in one transaction; StoreError when it has streams."""
         with self._writing() as session:
-            store = _store_row(session, identity)
+            store = rows.store_row(session, identity)
             if session.scalars(select(StreamRow)).first():
                 raise StoreError(f"catalog {self.name}: has streams already; nothing was restored")
             last = max((place.epoch for stream in streams for place in stream.places), default=0)
             store.last_epoch = max(store.last_epoch, last) + _EPOCHS_AHEAD
             for stream in streams:
-                _restore_stream(session, stream, identity.model.fingerprint)
+                rows.restore_stream(session, stream, identity.model.fingerprint)
 
     def bring_up_to_date(self, *, read_only: bool) -> None:
         """Migrates an earlier release's tables; ForeignStoreError for a later one's, and when only reading."""
@@ -153,9 +135,13 @@ class Catalog:
 
     # ---- streams
 
-    def add_stream(self, stream_id: str, uri: str, config: Mapping[str, Any], fingerprint: str) -> None:
+    def add_stream(
+        self, stream_id: str, uri: str, config: Mapping[str, Any], fingerprint: str, tenant: str
+    ) -> None:
         """StreamExistsError when the id is taken."""
         with self._writing() as session:
+            # First, since it locks: of two at once the later then sees the row of the earlier.
+            born_epoch = rows.next_epoch(session)
             if session.get(StreamRow, stream_id):
                 raise StreamExistsError(
                     f"stream {stream_id!r} exists already; choose another id, or remove it first"
@@ -166,20 +152,25 @@ class Catalog:
                     id=stream_id,
                     uri=uri,
                     created_at=time.time(),
-                    born_epoch=_next_epoch(session),
+                    born_epoch=born_epoch,
                     config=dict(config),
                     fingerprint=fingerprint,
+                    tenant=tenant,
                 )
             )
 
     def remove_stream(self, stream_id: str) -> int:
-        """Takes the stream's rows away and notes that its files, up to the epoch returned, are to go."""
+        """Takes the stream's rows away and notes that its files, up to the epoch returned, are to go.
+
+        LegalHoldError when it is held.
+        """
         with self._writing() as session:
-            stream = _locked(session, stream_id)
+            stream = rows.locked(session, stream_id)
+            check_not_held(stream_id, stream.legal_hold)
             for table in (SegmentRow, GapRow):
                 session.execute(delete(table).where(table.stream_id == stream_id))
             session.delete(stream)
-            return session.merge(RemovedRow(stream_id=stream_id, epoch=_next_epoch(session))).epoch
+            return session.merge(RemovedRow(stream_id=stream_id, epoch=rows.next_epoch(session))).epoch
 
     def removed(self) -> dict[str, int]:
         """Removed streams, and the epoch up to which files in their folders are theirs."""
@@ -190,18 +181,25 @@ class Catalog:
         """All streams by id, or the one named; UnknownStreamError when that one is not there."""
         with self._reading() as session:
             if stream_id is not None:
-                return [_info(session, _known(session, stream_id))]
-            return [_info(session, row) for row in session.scalars(select(StreamRow).order_by(StreamRow.id))]
+                return [rows.info(session, rows.known(session, stream_id))]
+            return [
+                rows.info(session, row) for row in session.scalars(select(StreamRow).order_by(StreamRow.id))
+            ]
 
     def set_state(self, stream_id: str, state: StreamState, detail: str) -> None:
         with self._writing() as session:
-            stream = _locked(session, stream_id)
+            stream = rows.locked(session, stream_id)
             stream.state, stream.detail = state, detail
+
+    def set_hold(self, stream_id: str, reason: str) -> None:
+        """Empty: the stream is released."""
+        with self._writing() as session:
+            rows.locked(session, stream_id).legal_hold = reason
 
     def add_gap(self, stream_id: str, gap: Gap) -> None:
         """The same span again changes nothing."""
         with self._writing() as session:
-            _locked(session, stream_id)
+            rows.locked(session, stream_id)
             if not session.get(GapRow, (stream_id, gap.start_s, gap.end_s)):
                 session.add(GapRow(stream_id=stream_id, **asdict(gap)))
 
@@ -210,24 +208,23 @@ class Catalog:
     def take_epoch(self, stream_id: str) -> int:
         """Makes the caller the stream's writer; whoever wrote before can commit no more."""
         with self._writing() as session:
-            stream = _locked(session, stream_id)
-            stream.epoch = _next_epoch(session)
+            stream = rows.locked(session, stream_id)
+            stream.epoch = rows.next_epoch(session)
             return stream.epoch
 
-    def epoch(self, stream_id: str) -> int:
-        """Of the writer that owns the stream; 0: none yet."""
+    def check_writer(self, stream_id: str, epoch: int) -> None:
+        """FencedError unless the epoch is that of the stream's writer."""
         with self._reading() as session:
-            return _known(session, stream_id).epoch
+            rows.check_writer(rows.known(session, stream_id), epoch)
 
-    def commit(self, place: SegmentPlace) -> bool:
-        """Adds the segment's row; False when it is there already. FencedError when the epoch is stale."""
+    def commit(self, place: SegmentPlace, limits: RetentionConfig) -> bool:
+        """Adds the segment's row; False when it is there already.
+
+        FencedError when the epoch is stale, StoreFullError when the stream or its tenant would have too many bytes.
+        """
         with self._writing() as session:
-            stream = _locked(session, place.stream_id)
-            if place.epoch != stream.epoch:
-                raise FencedError(
-                    f"stream {place.stream_id!r}: epoch {place.epoch} may not commit, the writer is epoch "
-                    f"{stream.epoch} now; stop this writer"
-                )
+            stream = rows.locked(session, place.stream_id)
+            rows.check_writer(stream, place.epoch)
             if place.segment_no < stream.next_segment_no:
                 return False
             if place.segment_no > stream.next_segment_no:
@@ -235,21 +232,23 @@ class Catalog:
                     f"stream {place.stream_id!r}: got segment {place.segment_no}, the next is "
                     f"{stream.next_segment_no}; commit segments in order"
                 )
+            if problem := rows.over_limit(session, stream, place.file_bytes, limits):
+                raise StoreFullError(problem)
             session.add(SegmentRow(**asdict(place), committed_at=time.time()))
             stream.next_segment_no += 1
             stream.resume_s = place.resume_s
             return True
 
     def switch(self, old: SegmentPlace, new: SegmentPlace, publish: Callable[[], object]) -> bool:
-        """Has a segment's row name another file of it; False when it does not name the old one any more.
+        """Has a segment's row name another file of it; False when it does not name the old one any more, or is held.
 
         `publish` gives the new file its name, within the transaction: whoever holds the stream sees a new name
         only together with its row.
         """
         with self._writing() as session:
-            _locked(session, old.stream_id)
+            stream = rows.locked(session, old.stream_id)
             row = session.get(SegmentRow, (old.stream_id, old.segment_no))
-            if row is None or row.path != old.path:
+            if row is None or row.path != old.path or stream.legal_hold:
                 return False
             publish()
             row.path, row.checksum, row.file_bytes = new.path, new.checksum, new.file_bytes
@@ -260,13 +259,13 @@ class Catalog:
     def holding(self, stream_id: str) -> Iterator[Held]:
         """While it lasts nobody commits to the stream, takes it over or switches its files."""
         with self._writing() as session:
-            stream = _locked(session, stream_id)
+            stream = rows.locked(session, stream_id)
             yield Held(stream_id, stream.epoch, stream.next_segment_no, session)
 
     def lose(self, place: SegmentPlace, reason: str) -> bool:
         """Takes away the row of a segment whose file is lost, and notes the gap; False when it has changed."""
         with self._writing() as session:
-            _locked(session, place.stream_id)
+            rows.locked(session, place.stream_id)
             row = session.get(SegmentRow, (place.stream_id, place.segment_no))
             if row is None or row.path != place.path:
                 return False
@@ -281,10 +280,10 @@ class Catalog:
     def progress(self, stream_id: str) -> Progress:
         """One small query. UnknownStreamError when there is no such stream."""
         with self._reading() as session:
-            columns = (StreamRow.born_epoch, StreamRow.next_segment_no)
+            columns = (StreamRow.born_epoch, StreamRow.next_segment_no, StreamRow.first_segment_no)
             row = session.execute(select(*columns).where(StreamRow.id == stream_id)).first()
             if row is None:
-                raise _unknown(session, stream_id)
+                raise rows.unknown(session, stream_id)
             return Progress(*row)
 
     def segments_between(self, stream_id: str, start: int, end: Progress) -> list[SegmentPlace]:
@@ -299,6 +298,18 @@ class Catalog:
         with self._reading() as session:
             return [SegmentPlace(*row) for row in session.execute(query)]
 
+    def segments_from(self, stream_id: str, start: int, limit: int) -> list[SegmentPlace]:
+        """Up to `limit` of the stream's segments from number `start` on, in order."""
+        query = (
+            select(*_PLACE)
+            .where(SegmentRow.stream_id == stream_id, SegmentRow.segment_no >= start)
+            .order_by(SegmentRow.segment_no)
+            .limit(limit)
+        )
+        with self._reading() as session:
+            rows.known(session, stream_id)
+            return [SegmentPlace(*row) for row in session.execute(query)]
+
     def segment(self, stream_id: str, segment_no: int) -> SegmentPlace | None:
         """As its row is now."""
         query = select(*_PLACE).where(SegmentRow.stream_id == stream_id, SegmentRow.segment_no == segment_no)
@@ -307,15 +318,86 @@ class Catalog:
             return SegmentPlace(*row) if row else None
 
     def committed_before(self, stream_id: str, seconds: float) -> list[tuple[SegmentPlace, float]]:
-        """Segments committed before a time, seconds since 1970, each with its own; in order."""
+        """Segments committed before a time, seconds since 1970, each with its own; in order. Of a held stream none."""
         query = (
             select(*_PLACE, SegmentRow.committed_at)
             .where(SegmentRow.stream_id == stream_id, SegmentRow.committed_at <= seconds)
             .order_by(SegmentRow.segment_no)
         )
         with self._reading() as session:
-            _known(session, stream_id)
+            if rows.known(session, stream_id).legal_hold:
+                return []
             return [(SegmentPlace(*row[:-1]), row[-1]) for row in session.execute(query)]
+
+    # ---- retention
+
+    def first_younger(self, stream_id: str, seconds: float) -> int:
+        """The number after the last segment committed before a time, seconds since 1970; 0 when there is none."""
+        last = select(func.max(SegmentRow.segment_no)).where(
+            SegmentRow.stream_id == stream_id, SegmentRow.committed_at <= seconds
+        )
+        with self._reading() as session:
+            found = session.scalar(last)
+            return 0 if found is None else found + 1
+
+    def front(self, stream_id: str, stop: int) -> Front:
+        """What a stream has before segment number `stop`."""
+        sums = select(
+            func.count(),
+            func.coalesce(func.sum(SegmentRow.file_bytes), 0),
+            func.coalesce(func.max(SegmentRow.end_s), 0.0),
+        ).where(SegmentRow.stream_id == stream_id, SegmentRow.segment_no < stop)
+        with self._reading() as session:
+            count, file_bytes, until_s = session.execute(sums).one()
+            return Front(count, int(file_bytes), until_s)
+
+    def oldest(self, stream_ids: Sequence[str]) -> Generator[Stored, None, None]:
+        """All segments of some streams, the oldest first."""
+        query = (
+            select(SegmentRow.stream_id, SegmentRow.segment_no, SegmentRow.file_bytes)
+            .where(SegmentRow.stream_id.in_(stream_ids))
+            .order_by(SegmentRow.committed_at, SegmentRow.stream_id, SegmentRow.segment_no)
+        )
+        with self._reading() as session:
+            for row in session.execute(query).yield_per(1000):
+                yield Stored(*row)
+
+    def delete_front(self, stream_id: str, stop: int) -> list[SegmentPlace]:
+        """Takes away the rows of segments before number `stop` and notes the gap; returns what they were.
+
+        Of a stream that is held, or gone, nothing.
+        """
+        front = (SegmentRow.stream_id == stream_id, SegmentRow.segment_no < stop)
+        with self._writing() as session:
+            stream = session.get(StreamRow, stream_id, with_for_update=True)
+            if stream is None or stream.legal_hold:
+                return []
+            query = select(*_PLACE).where(*front).order_by(SegmentRow.segment_no)
+            places = [SegmentPlace(*row) for row in session.execute(query)]
+            if places:
+                session.execute(delete(SegmentRow).where(*front))
+                stream.first_segment_no = places[-1].segment_no + 1
+                rows.widen_gap(session, stream_id, places[0].start_s, places[-1].end_s, RETENTION)
+            return places
+
+    def largest(self, stream_id: str) -> int:
+        """Bytes of the stream's largest segment; 0 when it has none."""
+        query = select(func.max(SegmentRow.file_bytes)).where(SegmentRow.stream_id == stream_id)
+        with self._reading() as session:
+            return session.scalar(query) or 0
+
+    def trimmed(self) -> dict[str, int]:
+        """Streams that retention took from, and the first segment that it left."""
+        query = select(StreamRow.id, StreamRow.first_segment_no).where(StreamRow.first_segment_no > 0)
+        with self._reading() as session:
+            return {row.id: row.first_segment_no for row in session.execute(query)}
+
+    def why_full(self, stream_id: str, num_bytes: int, limits: RetentionConfig) -> str:
+        """Why so many bytes more would be too many for the stream or its tenant; empty when they are not."""
+        with self._reading() as session:
+            return rows.over_limit(session, rows.known(session, stream_id), num_bytes, limits)
+
+    # ---- all of it
 
     def all_segments(self, stream_id: str | None = None) -> list[SegmentPlace]:
         """Of all streams, or of the one named; in order."""
@@ -344,115 +426,5 @@ class Catalog:
             yield
         except SQLAlchemyError as exc:
             cause = getattr(exc, "orig", None) or exc
-            raise StoreError(f"catalog {self.name}: {cause}") from exc
-
-
-# ---------------------------------------------------------------- rows
-
-
-def _identity_of(row: StoreRow) -> StoredIdentity:
-    model = ModelIdentity(row.model_fingerprint, Geometry(**row.geometry), row.dtype)
-    return StoredIdentity(row.store_id, row.format_version, model)
-
-
-def _store_row(session: Session, identity: StoredIdentity) -> StoreRow:
-    """The store's row; made, and the tables too, when there is none."""
-    migrations.upgrade(session.connection())
-    row = session.scalars(select(StoreRow).with_for_update()).first()
-    if row is None:
-        row = StoreRow(
-            store_id=identity.store_id,
-            format_version=identity.format_version,
-            model_fingerprint=identity.model.fingerprint,
-            geometry=asdict(identity.model.geometry),
-            dtype=identity.model.dtype,
-            last_epoch=0,
-        )
-        session.add(row)
-    return row
-
-
-def _restore_stream(session: Session, stream: RestoredStream, fingerprint: str) -> None:
-    last = stream.places[-1]
-    session.add(
-        StreamRow(
-            id=stream.stream_id,
-            uri="",
-            state="stopped",
-            detail=stream.detail,
-            created_at=min(stream.committed_at),
-            born_epoch=_next_epoch(session),
-            epoch=max(place.epoch for place in stream.places),
-            config={},
-            fingerprint=fingerprint,
-            next_segment_no=last.segment_no + 1,
-            resume_s=last.resume_s,
-        )
-    )
-    session.flush()  # rows that name the stream come after it
-    for place, committed_at in zip(stream.places, stream.committed_at, strict=True):
-        session.add(SegmentRow(**asdict(place), committed_at=committed_at))
-    for gap in stream.gaps:
-        session.add(GapRow(stream_id=stream.stream_id, **asdict(gap)))
-
-
-def _next_epoch(session: Session) -> int:
-    """One counter for all streams: an epoch of a removed stream never fits a later one of the same id."""
-    store = session.scalars(select(StoreRow).with_for_update()).one()
-    store.last_epoch += 1
-    return store.last_epoch
-
-
-def _known(session: Session, stream_id: str) -> StreamRow:
-    stream = session.get(StreamRow, stream_id)
-    if stream is None:
-        raise _unknown(session, stream_id)
-    return stream
-
-
-def _locked(session: Session, stream_id: str) -> StreamRow:
-    """The stream's row, which no other transaction changes until this one ends."""
-    stream = session.get(StreamRow, stream_id, with_for_update=True)
-    if stream is None:
-        raise _unknown(session, stream_id)
-    return stream
-
-
-def _unknown(session: Session, stream_id: str) -> UnknownStreamError:
-    query = select(StreamRow.id).order_by(StreamRow.id).limit(_KNOWN_SHOWN + 1)
-    ids = session.scalars(query).all()
-    known = ", ".join(ids[:_KNOWN_SHOWN]) + (" ..." if len(ids) > _KNOWN_SHOWN else "")
-    return UnknownStreamError(f"stream {stream_id!r}: unknown; known: {known or 'none yet'}")
-
-
-def _info(session: Session, stream: StreamRow) -> StreamInfo:
-    sums = select(
-        func.count(),
-        func.coalesce(func.sum(SegmentRow.num_frames), 0),
-        func.coalesce(func.sum(SegmentRow.num_source_frames), 0),
-        func.coalesce(func.sum(SegmentRow.kv_bytes), 0),
-        func.coalesce(func.sum(SegmentRow.file_bytes), 0),
-        func.coalesce(func.max(SegmentRow.end_s), 0.0),
-    ).where(SegmentRow.stream_id == stream.id)
-    count, frames, source_frames, kv_bytes, file_bytes, as_of_s = session.execute(sums).one()
-    gaps = session.scalars(
-        select(GapRow).where(GapRow.stream_id == stream.id).order_by(GapRow.start_s, GapRow.end_s)
-    )
-    return StreamInfo(
-        stream_id=stream.id,
-        uri=stream.uri,
-        state=cast(StreamState, stream.state),
-        detail=stream.detail,
-        created_at=stream.created_at,
-        epoch=stream.epoch,
-        num_segments=count,
-        num_frames=int(frames),  # PostgreSQL sums BIGINT to NUMERIC
-        num_source_frames=int(source_frames),
-        kv_bytes=int(kv_bytes),
-        file_bytes=int(file_bytes),
-        as_of_s=as_of_s,
-        resume_s=stream.resume_s,
-        next_segment_no=stream.next_segment_no,
-        gaps=tuple(Gap(row.start_s, row.end_s, row.reason) for row in gaps),
-        config=stream.config,
-    )
+            kind = StoreFullError if is_full(cause) else StoreError
+            raise kind(f"catalog {self.name}: {cause}") from exc

@@ -24,6 +24,11 @@ WRITES = "streamkv_writes"
 _BUSY_S = 30.0
 """How long a transaction waits for another process's before it fails."""
 
+_POSTGRESQL_DISK_FULL = "53100"
+
+ABANDONED_S = 60.0
+"""After which PostgreSQL ends the transaction of a process that is stopped or cut off in its midst."""
+
 
 def hide_password(url: str | URL) -> str:
     """The URL as it may be shown."""
@@ -38,7 +43,7 @@ def make_engine(url: str | URL, *, read_only: bool) -> Engine:
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() != "sqlite":
-            return create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
+            return _server_engine(parsed)
     except (SQLAlchemyError, ImportError) as exc:
         raise StoreError(f"store.catalog_url: cannot use it ({exc}); allowed: an SQLAlchemy URL") from exc
     if not parsed.database or parsed.database == ":memory:":
@@ -49,6 +54,26 @@ def make_engine(url: str | URL, *, read_only: bool) -> Engine:
     )
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def is_full(error: object) -> bool:
+    """Whether a database's error says that its disk has no room."""
+    full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return full or getattr(error, "sqlstate", None) == _POSTGRESQL_DISK_FULL
+
+
+def _server_engine(url: URL) -> Engine:
+    engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
+    if url.get_backend_name() == "postgresql":
+        event.listen(engine, "connect", _end_abandoned)
+    return engine
+
+
+def _end_abandoned(connection: Any, _: object) -> None:
+    """Or a writer that is stopped while it commits would keep all others from its stream."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {round(ABANDONED_S * 1000)}")
+    connection.commit()
 
 
 def _connect(path: Path, read_only: bool) -> sqlite3.Connection:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from streamkv.errors import StoreError
+from streamkv.errors import StoreError, StoreFullError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -63,12 +63,16 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def removed_on_error(temp: Path) -> Iterator[None]:
-    """Takes the temporary file away when the body fails, and says what to do about the disk."""
+    """Takes the temporary file away when the body fails, and says what to do about the disk.
+
+    StoreFullError when that has no room, StoreError for anything else of it.
+    """
     try:
         yield
     except OSError as exc:
         _take_away(temp)
-        raise StoreError(_advice(temp, exc)) from exc
+        kind = StoreFullError if exc.errno in _FULL else StoreError
+        raise kind(_advice(temp, exc)) from exc
     except Exception:
         _take_away(temp)
         raise
@@ -84,8 +88,7 @@ def _advice(path: Path, exc: OSError) -> str:
         return f"cannot write {path}: {exc.strerror or exc}; the segment was not stored"
     return (
         f"disk full while writing {path} ({_free_bytes(path):,} bytes free): the segment was not stored; "
-        "free space, remove a stream, lower compress.keep_ratio, or move store.root to a larger disk, "
-        "then write it again"
+        "free space, remove a stream, set store.retention, or move store.root to a larger disk"
     )
 
 

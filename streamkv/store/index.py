@@ -44,16 +44,22 @@ class _Shard:
             return range(start, stop)
         return np.flatnonzero(np.isin(self.segment_nos, among))
 
+    def live(self, first_segment_no: int) -> np.ndarray:
+        """(S,) which rows are of segments that are still there."""
+        return self.segment_nos >= first_segment_no
+
 
 @dataclass(frozen=True)
 class SummaryIndex:
     """The summary vectors of some segments, searchable by layer. Immutable; threads may share it."""
 
     _shards: tuple[_Shard, ...] = ()
+    first_segment_no: int = 0
+    """Earlier segments are not found any more."""
 
     @property
     def num_segments(self) -> int:
-        return sum(shard.num_segments for shard in self._shards)
+        return sum(int(np.count_nonzero(shard.live(self.first_segment_no))) for shard in self._shards)
 
     def added(self, segment_nos: np.ndarray, vectors_SLc: np.ndarray) -> SummaryIndex:
         """An index with these segments too: (S,) numbers and their (S, L, G * d) float32 vectors."""
@@ -63,7 +69,18 @@ class SummaryIndex:
         while len(shards) > 1 and shards[-2].num_segments <= shards[-1].num_segments:
             later, earlier = shards.pop(), shards.pop()
             shards.append(_joined(earlier, later))
-        return SummaryIndex(tuple(shards))
+        return replace(self, _shards=tuple(shards))
+
+    def without_before(self, first_segment_no: int) -> SummaryIndex:
+        """An index that finds no earlier segment. Their vectors go once they are half of a shard."""
+        shards = []
+        for shard in self._shards:
+            live = shard.live(first_segment_no)
+            if live.sum() * 2 <= shard.num_segments:
+                shard = _picked(shard, np.flatnonzero(live))
+            if shard.num_segments:
+                shards.append(shard)
+        return SummaryIndex(tuple(shards), first_segment_no)
 
     @property
     def large_shards(self) -> tuple[_Shard, ...]:
@@ -76,7 +93,7 @@ class SummaryIndex:
 
     def replaced(self, shards: Mapping[int, _Shard]) -> SummaryIndex:
         """With other shards in place of those of these ids; an id that is no longer there is passed over."""
-        return SummaryIndex(tuple(shards.get(id(shard), shard) for shard in self._shards))
+        return replace(self, _shards=tuple(shards.get(id(shard), shard) for shard in self._shards))
 
     def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
         """At most k segment numbers, int64, largest inner product with query (G * d,) first.
@@ -92,7 +109,13 @@ class SummaryIndex:
         if k <= 0 or not self._shards or (among is not None and not len(among)):
             return [Ranked(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
         rows = np.ascontiguousarray(queries.detach().float().cpu().numpy())
-        found = [_search(shard, layer, rows, k, among) for shard in self._shards]
+        first = self.first_segment_no
+        found = [
+            _search(shard, layer, rows, k, first)
+            if among is None
+            else _search_among(shard, layer, rows, k, among[among >= first])
+            for shard in self._shards
+        ]
         scores_QF = np.concatenate([scores for scores, _ in found], axis=1)
         segment_nos_QF = np.concatenate([segment_nos for _, segment_nos in found], axis=1)
         return [
@@ -112,6 +135,12 @@ def _joined(earlier: _Shard, later: _Shard) -> _Shard:
     return _Shard(np.concatenate([earlier.segment_nos, later.segment_nos]), layers)
 
 
+def _picked(shard: _Shard, rows: np.ndarray) -> _Shard:
+    """Only these rows, exact."""
+    vectors = [flat.reconstruct_n(0, flat.ntotal)[rows] for flat in shard.layers]
+    return _Shard(shard.segment_nos[rows], tuple(_flat([part]) for part in vectors))
+
+
 def faster(shard: _Shard) -> _Shard:
     """The same segments with an index that is searched faster; takes seconds."""
     layers = [ann.make_index(flat.reconstruct_n(0, flat.ntotal)) for flat in shard.layers]
@@ -128,10 +157,28 @@ def _flat(parts: list[np.ndarray]) -> Any:
 
 
 def _search(
-    shard: _Shard, layer: int, queries: np.ndarray, k: int, among: np.ndarray | None
+    shard: _Shard, layer: int, queries: np.ndarray, k: int, first_segment_no: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, k') scores and segment numbers; -1 where FAISS found none, as where an inner product is NaN."""
-    allowed = range(shard.num_segments) if among is None else shard.rows_of(among)
+    """(Q, k') scores and segment numbers; -1 where FAISS found none, as where an inner product is NaN.
+
+    Asks for more until every query has k live ones, since deleted ones may score highest.
+    """
+    live = shard.live(first_segment_no)
+    wanted = min(k, int(np.count_nonzero(live)))
+    asked = wanted
+    while True:
+        scores, rows = shard.layers[layer].search(queries, asked)
+        is_found = (rows >= 0) & live[rows]
+        if asked == shard.num_segments or (np.count_nonzero(is_found, axis=1) >= wanted).all():
+            return scores, np.where(is_found, shard.segment_nos[rows], -1)
+        asked = min(2 * asked, shard.num_segments)
+
+
+def _search_among(
+    shard: _Shard, layer: int, queries: np.ndarray, k: int, among: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same of these segments alone, which are live."""
+    allowed = shard.rows_of(among)
     k = min(k, len(allowed))
     if not k:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)

@@ -80,6 +80,15 @@ def passed_files(root: Path, stream_id: str, epoch: int, next_segment_no: int) -
             yield path.relative_to(root).as_posix()
 
 
+def front_files(root: Path, stream_id: str, stop: int) -> Iterator[str]:
+    """A stream's segment files of whatever writer whose number is before `stop`; relative to the root."""
+    folder = stream_folder(root, stream_id)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = _SEGMENT.fullmatch(path.name)
+        if match and int(match["no"]) < stop:
+            yield path.relative_to(root).as_posix()
+
+
 def is_segment(path: str) -> bool:
     """Whether a path relative to the root is one that a segment's file can have."""
     folder, _, name = path.rpartition("/")
@@ -99,6 +108,17 @@ def all_files(root: Path, stream_id: str | None = None) -> set[str]:
     """Every file under the streams' folder, or one stream's, whatever its name; relative to the root."""
     folder = root / STREAMS if stream_id is None else stream_folder(root, stream_id)
     return {path.relative_to(root).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+
+
+def vectors_files(root: Path, stream_id: str | None = None) -> dict[str, str]:
+    """Files of summary vectors, or one stream's, by the stream that each is named for; relative to the root."""
+    names = "*.bin" if stream_id is None else vectors_path(root, stream_id).name
+    return {path.stem: path.relative_to(root).as_posix() for path in sorted((root / VECTORS).glob(names))}
+
+
+def is_vectors(path: str) -> bool:
+    """Whether a path relative to the root is that of a file of summary vectors."""
+    return path.startswith(f"{VECTORS}/")
 
 
 def set_aside(root: Path, path: str) -> str:

@@ -15,8 +15,9 @@ from sqlalchemy import URL
 
 from streamkv.errors import ForeignStoreError, StoreError
 from streamkv.store import durable, layout
-from streamkv.store.catalog import Catalog, StoredIdentity
+from streamkv.store.catalog import Catalog
 from streamkv.store.records import FORMAT_VERSION, READABLE, ModelIdentity
+from streamkv.store.rows import StoredIdentity
 
 
 def open_catalog(
@@ -101,6 +102,11 @@ def _upgraded(root: Path, catalog: Catalog, stored: StoredIdentity) -> StoredIde
     write_marker(root, stored)
     catalog.upgrade(FORMAT_VERSION)  # last: until then the next opening does this again
     return stored
+
+
+def is_store(root: Path) -> bool:
+    """Whether a store's marker is there; what it says is not looked at."""
+    return (root / layout.MARKER).is_file()
 
 
 def marked_id(root: Path) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
+from streamkv.errors import CorruptSegmentError, ForeignStoreError, SegmentGoneError, StoreError
 from streamkv.memory import BlockTable, Ranked, SegmentInfo
 from streamkv.store.catalog import Catalog, Progress
 from streamkv.store.codecs import Codec
@@ -52,7 +52,10 @@ class SegmentFiles:
         self._verified: dict[str, bytearray] = {}
 
     def get(self, place: SegmentPlace) -> SegmentFile:
-        """The place's file; CorruptSegmentError when it is missing, altered, or another segment's."""
+        """The place's file.
+
+        CorruptSegmentError when it is missing, altered, or another segment's; SegmentGoneError when it was deleted.
+        """
         with self._lock:
             file = self._open.get(place.path)
             if file is None:
@@ -74,7 +77,12 @@ class SegmentFiles:
             return self._opened(place)
         except CorruptSegmentError:
             now = self._look_up(place.stream_id, place.segment_no)
-            if now is None or now.epoch != place.epoch or now.path == place.path:
+            if now is None:
+                raise SegmentGoneError(
+                    f"segment {place.segment_no} of stream {place.stream_id!r} was deleted after this reader had "
+                    "begun; read the stream anew"
+                ) from None
+            if now.epoch != place.epoch or now.path == place.path:
                 raise
             return self._found(now)
 
@@ -101,8 +109,8 @@ def check_belongs(file: SegmentFile, place: SegmentPlace, identity: ModelIdentit
 class StreamSnapshot:
     """A stream at one moment: implements `VideoMemory`, never changes, and may be shared by threads.
 
-    Files are mapped when they are first needed; should the stream be removed meanwhile, CorruptSegmentError
-    says which is missing.
+    Files are mapped when they are first needed. SegmentGoneError when one was deleted before that, by retention or
+    with its stream; a fresh snapshot does without it.
     """
 
     stream_id: str
@@ -248,9 +256,26 @@ class StreamReader:
                 before = self._snapshot if again else self._empty
                 start = self._progress.next_segment_no if again else 0
                 places = self._catalog.segments_between(self.stream_id, start, progress)
-                self._snapshot, self._progress = self._grown(before, places), progress
+                trimmed = self._trimmed(before, progress.first_segment_no)
+                self._snapshot, self._progress = self._grown(trimmed, places), progress
                 self._compact_in_background()
             return self._snapshot
+
+    def _trimmed(self, before: StreamSnapshot, first_segment_no: int) -> StreamSnapshot:
+        """Without the segments that retention took. Their maps are closed: these keep the bytes on disk."""
+        gone = [place for no, place in before._places.items() if no < first_segment_no]
+        if not gone:
+            return before
+        for place in gone:
+            self._files.forget(place.path)
+        left = {no: place for no, place in before._places.items() if no >= first_segment_no}
+        return StreamSnapshot(
+            before.stream_id,
+            before.identity,
+            self._files,
+            left,
+            before._index.without_before(first_segment_no),
+        )
 
     def _compact_in_background(self) -> None:
         """Starts to build faster indexes of large shards, one thread at a time; questions go on meanwhile."""

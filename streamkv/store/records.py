@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from streamkv.errors import LegalHoldError
 from streamkv.types import Geometry
 
 if TYPE_CHECKING:
@@ -18,8 +19,11 @@ READABLE = (1, FORMAT_VERSION)
 
 DTYPES = ("float32", "float16", "bfloat16")
 
-StreamState = Literal["registered", "ingesting", "done", "failed", "stopped"]
+StreamState = Literal["registered", "ingesting", "paused", "done", "failed", "stopped"]
 STREAM_STATES: tuple[str, ...] = get_args(StreamState)
+
+RETENTION = "retention"
+"""Reason of the gap that deleted segments leave at a stream's beginning."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,29 @@ class StreamInfo:
     next_segment_no: int
     gaps: tuple[Gap, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    tenant: str = ""  # whose it is
+    legal_hold: str = ""  # why nothing of it may be deleted; empty: it may
+
+    def check_not_held(self) -> None:
+        """LegalHoldError when nothing of the stream may be deleted."""
+        check_not_held(self.stream_id, self.legal_hold)
+
+
+def check_not_held(stream_id: str, legal_hold: str) -> None:
+    if legal_hold:
+        raise LegalHoldError(
+            f"stream {stream_id!r}: on legal hold ({legal_hold}), nothing of it is deleted; "
+            f"release it first: streamkv store release {stream_id}"
+        )
+
+
+@dataclass(frozen=True)
+class Front:
+    """A stream's segments before some number: what retention takes, or would take."""
+
+    num_segments: int
+    file_bytes: int
+    until_s: float  # end of the last, in stream time; 0.0 when there is none
 
 
 @dataclass(frozen=True)

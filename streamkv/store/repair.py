@@ -17,10 +17,12 @@ from pathlib import Path
 
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
 from streamkv.store import layout
-from streamkv.store.catalog import Catalog, RestoredStream, StoredIdentity
+from streamkv.store.catalog import Catalog
 from streamkv.store.opening import default_url, marked_id, write_marker
 from streamkv.store.records import FORMAT_VERSION, Gap, ModelIdentity, SegmentPlace
+from streamkv.store.rows import RestoredStream, StoredIdentity
 from streamkv.store.segment_file import SegmentFile
+from streamkv.store.vectors import SummaryVectors
 
 OnFile = Callable[[int, int], object]
 """Called with how many files are read, and of how many."""
@@ -70,6 +72,7 @@ def rebuild_catalog(root: Path, catalog_url: str = "", on_file: OnFile | None = 
         stored = StoredIdentity(store_id or uuid.uuid4().hex, FORMAT_VERSION, identity)
         streams = _streams(found)
         catalog.restore(stored, streams)
+        _keep_vectors(root, identity, streams)
         if store_id is None:
             write_marker(root, stored)
         aside = [f"{path}: damaged; it is {layout.set_aside(root, path)} now" for path in damaged]
@@ -123,6 +126,14 @@ def _streams(found: Sequence[_Found]) -> list[RestoredStream]:
 
 
 _DETAIL = "the catalog was made again from the files, which do not say what the stream's source is"
+
+
+def _keep_vectors(root: Path, identity: ModelIdentity, streams: Sequence[RestoredStream]) -> None:
+    """Only those of segments that are in the catalog again."""
+    known = {stream.stream_id: {place.segment_no for place in stream.places} for stream in streams}
+    vectors = SummaryVectors(root, identity, read_only=False)
+    for stream_id in layout.vectors_files(root):
+        vectors.keep_only(stream_id, known.get(stream_id, ()))
 
 
 def _gaps(places: Sequence[SegmentPlace]) -> list[Gap]:

@@ -38,8 +38,8 @@ def write_segment(
     """Writes a segment's file durably and says where; it counts once `SegmentStore.commit` has that place.
 
     Needs no catalog. Repeating it is harmless: the same content gets the same name, other content another.
-    Raises StoreError when the disk is full or `kv` is not of this identity, ConfigError for an unknown codec;
-    nothing is left behind then.
+    Raises StoreFullError when the disk is full, StoreError when `kv` is not of this identity, ConfigError for an
+    unknown codec; nothing is left behind then.
     """
     root = Path(root)
     make_codec(codec)

@@ -10,34 +10,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
-from streamkv.config import AgeingStep
-from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
-from streamkv.store import durable, layout
+from streamkv.config import AgeingStep, RetentionConfig
+from streamkv.errors import CorruptSegmentError, StoreError, StoreFullError
+from streamkv.store import layout
 from streamkv.store.ageing import Aged, OnSegment, age_stream
 from streamkv.store.catalog import Catalog
+from streamkv.store.deletion import Deletion
 from streamkv.store.opening import open_catalog
-from streamkv.store.reader import SegmentFiles, StreamReader, check_belongs
-from streamkv.store.records import Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
+from streamkv.store.reader import SegmentFiles, StreamReader
+from streamkv.store.records import Front, Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
+from streamkv.store.retention import due
 from streamkv.store.segment_file import SegmentFile
 from streamkv.store.vectors import SummaryVectors
+from streamkv.store.verification import find_problems
 
 MAX_OPEN_FILES = 1024
 """Segment files that a store keeps mapped; Linux allows a process 65,530 maps."""
-
-
-def _why_extra(path: str) -> str:
-    if layout.is_temporary(path):
-        return "half-written; the stream's next writer removes it"
-    if layout.is_segment(path):
-        return "no row of the catalog names it; the stream's next writer removes it"
-    return "no row of the catalog names it, and it is none of the store's names; move it away"
 
 
 class SegmentStore:
@@ -52,30 +46,43 @@ class SegmentStore:
         identity: ModelIdentity | None = None,
         read_only: bool = False,
         max_open_files: int = MAX_OPEN_FILES,
+        retention: RetentionConfig | None = None,
     ) -> SegmentStore:
         """Opens a store, or makes one when there is none and `identity` is given.
 
         With `identity`, ForeignStoreError unless the store was written for it; without, any store opens.
-        Files that removed streams left behind are taken away, unless `read_only`.
+        What a deletion that was cut short left behind is taken away, unless `read_only`. `retention` has limits that
+        commits keep to; `retain` applies the rest of it.
         """
         root = Path(root)
         catalog, stored = open_catalog(root, catalog_url, identity, read_only=read_only)
-        store = cls(root, catalog, stored, read_only=read_only, max_open_files=max_open_files)
+        limits = retention or RetentionConfig()
+        store = cls(
+            root, catalog, stored, read_only=read_only, max_open_files=max_open_files, retention=limits
+        )
         if not read_only:
-            for stream_id, epoch in catalog.removed().items():
-                store._remove_files(stream_id, epoch)
+            store._deletion.finish()
         return store
 
     def __init__(
-        self, root: Path, catalog: Catalog, identity: ModelIdentity, *, read_only: bool, max_open_files: int
+        self,
+        root: Path,
+        catalog: Catalog,
+        identity: ModelIdentity,
+        *,
+        read_only: bool,
+        max_open_files: int,
+        retention: RetentionConfig,
     ) -> None:
         """Use `open`."""
         self.root = root
         self.identity = identity
         self.read_only = read_only
+        self.retention = retention
         self._catalog = catalog
         self._files = SegmentFiles(root, identity, max_open_files, catalog.segment)
         self._vectors = SummaryVectors(root, identity, read_only=read_only)
+        self._deletion = Deletion(root, catalog, self._files, self._vectors)
 
     def close(self) -> None:
         """Lets go of the catalog. Snapshots that were handed out can still be read."""
@@ -91,20 +98,22 @@ class SegmentStore:
 
     # ---- streams
 
-    def add_stream(self, stream_id: str, uri: str, config: Mapping[str, Any] | None = None) -> None:
+    def add_stream(
+        self, stream_id: str, uri: str, config: Mapping[str, Any] | None = None, *, tenant: str = ""
+    ) -> None:
         """Registers a stream. StreamIdError for an unsafe id, StreamExistsError for one that is taken."""
         self._check_writable()
         layout.check_stream_id(stream_id)
-        self._catalog.add_stream(stream_id, uri, config or {}, self.identity.fingerprint)
+        self._catalog.add_stream(stream_id, uri, config or {}, self.identity.fingerprint, tenant)
 
     def remove_stream(self, stream_id: str) -> None:
-        """Takes a stream's rows away, then its files.
+        """Takes a stream's rows away, then its files. LegalHoldError when it is held.
 
         What a crash, or a writer that does not know yet, leaves of the files goes at the next `open`.
         """
         self._check_writable()
         epoch = self._catalog.remove_stream(stream_id)
-        failed = self._remove_files(stream_id, epoch)
+        failed = self._deletion.delete_removed(stream_id, epoch)
         if failed:
             raise StoreError(
                 f"stream {stream_id!r} is removed, but not {len(failed)} of its files, such as {failed[0]}; "
@@ -132,6 +141,18 @@ class SegmentStore:
             raise StoreError(f"gap: got {start_s} to {end_s} s, allowed finite, start not after end")
         self._catalog.add_gap(stream_id, Gap(start_s, end_s, reason))
 
+    def hold(self, stream_id: str, reason: str) -> None:
+        """From now on nothing of the stream is deleted or aged."""
+        self._check_writable()
+        if not reason.strip():
+            raise StoreError("legal hold: got no reason, allowed: some words that say why")
+        self._catalog.set_hold(stream_id, reason.strip())
+
+    def release(self, stream_id: str) -> None:
+        """The end of a hold; none is needed."""
+        self._check_writable()
+        self._catalog.set_hold(stream_id, "")
+
     # ---- writing
 
     def begin_writing(self, stream_id: str) -> int:
@@ -148,12 +169,24 @@ class SegmentStore:
         """Makes a written segment count, in one transaction; False when that segment did already.
 
         Segments come in order. FencedError when another writer has taken over, CorruptSegmentError when the
-        file is not there in full; then nothing changes.
+        file is not there in full; then nothing changes. StoreFullError when there is no room for it; then its file
+        goes.
         """
         self._check_writable()
-        self._check_place(place)
-        if not self._catalog.commit(place):
-            return False
+        try:
+            self._check_place(place)
+        except CorruptSegmentError:
+            # Whoever took over has collected the file of a writer that was stopped: that is what to say.
+            self._catalog.check_writer(place.stream_id, place.epoch)
+            raise
+        try:
+            if self.retention.when_full == "oldest":
+                self._deletion.make_room(self.retention, place.stream_id, place.file_bytes)
+            if not self._catalog.commit(place, self.retention):
+                return False
+        except StoreFullError:
+            self._deletion.unlink([place.path])
+            raise
         with suppress(CorruptSegmentError):  # whoever reads the segment says so
             self._vectors.write(place, SegmentFile(self.root / place.path).summary_vectors())
         return True
@@ -173,7 +206,7 @@ class SegmentStore:
             ]
             committed = held.paths() if stale else set()
             orphans = [path for path in stale if path not in committed]
-            self._unlink(orphans)
+            self._deletion.unlink(orphans)
         return orphans
 
     def age(
@@ -192,6 +225,43 @@ class SegmentStore:
             on_segment,
         )
 
+    # ---- deleting
+
+    def retain(
+        self,
+        policy: RetentionConfig | None = None,
+        stream_id: str | None = None,
+        *,
+        dry_run: bool = False,
+        on_segment: OnSegment | None = None,
+    ) -> dict[str, Front]:
+        """Deletes what the policy, by default the store's own, does not keep; says what, by stream.
+
+        Rows, files and vectors go; a gap with the reason `retention` stands for them. Of one stream, if one is named.
+        """
+        if not dry_run:
+            self._check_writable()
+        firsts = due(self._catalog, policy or self.retention, time.time())
+        if stream_id is not None:
+            self._catalog.progress(stream_id)
+            firsts = {name: first for name, first in firsts.items() if name == stream_id}
+        fronts = {name: self._catalog.front(name, first) for name, first in firsts.items()}
+        if not dry_run:
+            total = sum(front.num_segments for front in fronts.values())
+            self._deletion.delete_fronts(firsts, on_segment and (lambda done: on_segment(done, total)))
+        return {name: front for name, front in fronts.items() if front.num_segments}
+
+    def room(self, stream_id: str) -> str:
+        """Why the stream's next segment would find no room; empty when it would.
+
+        With `when_full: oldest` what is oldest goes first.
+        """
+        self._check_writable()
+        like_before = self._catalog.largest(stream_id)
+        if self.retention.when_full == "oldest":
+            self._deletion.make_room(self.retention, stream_id, like_before)
+        return self._deletion.why_full(self.retention, stream_id, like_before)
+
     # ---- reading
 
     def reader(self, stream_id: str) -> StreamReader:
@@ -200,29 +270,17 @@ class SegmentStore:
 
     def segments(self, stream_id: str, start: int, limit: int) -> list[SegmentPlace]:
         """Up to `limit` committed segments from number `start` on, in order."""
-        progress = self._catalog.progress(stream_id)
-        stop = min(progress.next_segment_no, start + limit)
-        return self._catalog.segments_between(stream_id, start, replace(progress, next_segment_no=stop))
+        return self._catalog.segments_from(stream_id, start, limit)
 
     def verify(
         self, stream_id: str | None = None, on_file: Callable[[int, int], object] | None = None
     ) -> list[Problem]:
-        """Reads every committed byte and compares rows with files; empty when all is well.
+        """Reads every committed byte and compares rows with files and vectors; empty when all is well.
 
-        Of one stream, if one is named. A segment that is being written meanwhile is named as extra. `on_file` is
+        Of one stream, if one is named. What is being written or deleted meanwhile may be named as extra. `on_file` is
         called with how many files are read, and of how many.
         """
-        # Files before rows: a file that is committed in between is then known.
-        present = layout.all_files(self.root, stream_id)
-        places = self._catalog.all_segments(stream_id)
-        broken = []
-        for i, place in enumerate(places):
-            if problem := self._problem(place):
-                broken.append(problem)
-            if on_file is not None:
-                on_file(i + 1, len(places))
-        extra = sorted(present - {place.path for place in places})
-        return broken + [Problem("extra", path, _why_extra(path)) for path in extra]
+        return find_problems(self.root, self._catalog, self._vectors, self.identity, stream_id, on_file)
 
     def repair(self, problems: Sequence[Problem]) -> list[str]:
         """Does what can be done about what `verify` found; returns what was done, a line each.
@@ -234,11 +292,17 @@ class SegmentStore:
         done = []
         places = {place.path: place for place in self._catalog.all_segments()}
         for problem in problems:
+            if layout.is_vectors(problem.path):
+                known = {place.segment_no for place in self._catalog.all_segments(problem.stream_id)}
+                self._vectors.keep_only(problem.stream_id, known)
+                done.append(f"{problem.path}: vectors of segments that are not in the catalog are removed")
+                continue
             place = places.get(problem.path)
             if problem.kind == "extra" or place is None:
                 continue
             if self._catalog.lose(place, f"segment {place.segment_no} is {problem.kind}"):
                 self._files.forget(place.path)
+                self._vectors.forget(place.stream_id, place.segment_no, place.segment_no + 1)
                 kept = layout.set_aside(self.root, place.path)
                 done.append(f"{place.path}: its time is a gap now{f'; the file is {kept}' if kept else ''}")
         streams = {info.stream_id for info in self.streams()}
@@ -265,31 +329,3 @@ class SegmentStore:
             raise CorruptSegmentError(f"{self.root / path}: segment file missing ({exc.strerror})") from exc
         if found != place.file_bytes:
             raise CorruptSegmentError(f"{self.root / path}: {found} bytes, {place.file_bytes} were written")
-
-    def _problem(self, place: SegmentPlace) -> Problem | None:
-        path = self.root / place.path
-        try:
-            file = SegmentFile(path)
-            check_belongs(file, place, self.identity)
-            file.verify(place.checksum)
-        except (CorruptSegmentError, ForeignStoreError) as exc:
-            return Problem("corrupt" if path.exists() else "missing", place.path, str(exc), place.stream_id)
-        return None
-
-    def _remove_files(self, stream_id: str, epoch: int) -> list[str]:
-        """Removes a stream's files up to an epoch, then its folder if empty; returns what could not be."""
-        failed = self._unlink(layout.stored_files(self.root, stream_id, before_epoch=epoch + 1))
-        layout.remove_if_empty(self.root, stream_id)
-        self._vectors.remove(stream_id)
-        return failed
-
-    def _unlink(self, paths: Iterable[str]) -> list[str]:
-        """Removes files and returns those that could not be, each with the reason."""
-        failed = []
-        for path in paths:
-            self._files.forget(path)
-            try:
-                durable.remove(self.root / path)
-            except OSError as exc:
-                failed.append(f"{path} ({exc.strerror})")
-        return failed

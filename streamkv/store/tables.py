@@ -40,7 +40,10 @@ class StreamRow(Base):
     epoch: Mapped[int] = mapped_column(default=0)
     config: Mapped[dict[str, Any]]
     fingerprint: Mapped[str]
-    # Where the writer stands. Not derived from the segments, because retention may take those away.
+    tenant: Mapped[str] = mapped_column(default="", server_default="")
+    legal_hold: Mapped[str] = mapped_column(default="", server_default="")  # the reason; empty: none
+    # Where retention and the writer stand. Not derived from the segments: there may be none left.
+    first_segment_no: Mapped[int] = mapped_column(default=0, server_default="0")
     next_segment_no: Mapped[int] = mapped_column(default=0)
     resume_s: Mapped[float] = mapped_column(default=0.0)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from streamkv.store import layout
+from streamkv.store.holes import data_extents, punch_hole
 from streamkv.store.records import ModelIdentity, SegmentPlace
 
 
@@ -77,6 +78,28 @@ class SummaryVectors:
         """Of a stream that is gone. Maps of it stay as they are."""
         with suppress(OSError):
             layout.vectors_path(self._root, stream_id).unlink(missing_ok=True)
+
+    def forget(self, stream_id: str, start: int, stop: int) -> None:
+        """Takes away the vectors of segments from number `start` up to `stop`, and their room on disk."""
+        size = self._record.itemsize
+        with suppress(FileNotFoundError):
+            punch_hole(layout.vectors_path(self._root, stream_id), start * size, stop * size)
+
+    def keep_only(self, stream_id: str, known: Container[int]) -> None:
+        """Takes away the vectors of all segments but the known ones."""
+        for no in self.noted(stream_id):
+            if no not in known:
+                self.forget(stream_id, no, no + 1)
+
+    def noted(self, stream_id: str) -> list[int]:
+        """Numbers of the segments that have any byte here."""
+        size, found = self._record.itemsize, set()
+        with suppress(FileNotFoundError), layout.vectors_path(self._root, stream_id).open("rb") as file:
+            for start, stop in data_extents(file):
+                for no in range(start // size, -(-stop // size)):
+                    if no not in found and any(os.pread(file.fileno(), size, no * size)):
+                        found.add(no)
+        return sorted(found)
 
     def _mapped(self, stream_id: str, at_most: int) -> np.ndarray:
         """The stream's records so far, at most so many; those never written are zeros."""

@@ -115,6 +115,37 @@ def test_a_stream_whose_segments_are_not_durable_stops_decoding(
     assert slow.frames("slow") == [float(k) for k in range(70)]
 
 
+def test_what_is_not_durable_can_be_read_and_nothing_lies_between(actor: DecodeEncode) -> None:
+    """Durable segments and the latest ones together are all that was encoded, at every moment."""
+    sink = Ledger(holds=True)
+    actor.add_stream(StreamSpec("cam", "11", epoch=1), sink)
+    wait_until(lambda: actor.status().feeds["cam"].frames == 11 and len(sink.waiting) == 2)
+    latest = actor.latest("cam")
+    assert [m.segment_no for m in latest] == [0, 1, 2]
+    assert [start for m in latest for start, _ in m.spans_s] == [float(k) for k in range(11)]
+    sink.waiting[0].set_result(True)
+    wait_until(lambda: len(actor.latest("cam")) == 2)
+    assert [m.segment_no for m in actor.latest("cam")] == [1, 2]
+    wait_until(lambda: len(sink.waiting) == 3)
+    for future in sink.waiting[1:]:
+        future.set_result(True)
+    wait_until(lambda: state(actor, "cam") == "done")
+    assert actor.latest("cam") == []
+    assert actor.latest("nobody") == []
+    assert sink.frames("cam") == [float(k) for k in range(11)], "looking changed nothing"
+
+
+def test_an_open_segment_is_read_before_it_closes(actor: DecodeEncode, footage: Footage) -> None:
+    footage.pace_s = 0.05
+    sink = Ledger()
+    actor.add_stream(StreamSpec("cam", "4", epoch=1), sink)
+    wait_until(lambda: actor.status().feeds["cam"].frames >= 2)
+    (open_segment,) = actor.latest("cam")
+    assert open_segment.segment_no == 0
+    assert len(open_segment.spans_s) in (2, 3)
+    assert sink.messages == []
+
+
 def test_a_resume_begins_at_its_frame_and_knows_the_one_before(actor: DecodeEncode) -> None:
     sink = Ledger()
     whole = Ledger()

@@ -13,6 +13,7 @@ from stage import GEOMETRY, IDENTITY, CountingEngine, prefill_parts
 from actors.failures import SessionLostError
 from actors.messages import SegmentMessage, StreamSpec
 from actors.prefill import Prefill
+from streamkv.config import StoreConfig
 from streamkv.errors import FencedError
 from streamkv.store import SegmentPlace, SegmentStore
 from streamkv.types import Segment
@@ -27,7 +28,7 @@ def store(tmp_path: Path) -> Iterator[SegmentStore]:
 
 @pytest.fixture
 def prefill(store: SegmentStore) -> Prefill:
-    prefill = Prefill(partial(prefill_parts, store.root), store.commit)
+    prefill = Prefill(partial(prefill_parts, StoreConfig(str(store.root))), store.commit)
     assert prefill.start() == IDENTITY
     return prefill
 
@@ -113,7 +114,7 @@ def test_a_writer_that_was_overtaken_commits_nothing(prefill: Prefill, store: Se
 
 
 def test_one_that_was_just_started_asks_for_its_streams(store: SegmentStore) -> None:
-    fresh = Prefill(partial(prefill_parts, store.root))
+    fresh = Prefill(partial(prefill_parts, StoreConfig(str(store.root))))
     assert not fresh.status().started
     with pytest.raises(SessionLostError, match="just been started"):
         fresh.ingest(message(0, 1))

@@ -5,72 +5,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-from stage import IDENTITY, Footage, LocalWorkers, MeanEncoder, wait_until
+from stage import IDENTITY, Footage, LocalWorkers, MeanEncoder, Stage, states, wait_for_end, wait_until
 
 from actors.failures import NotReadyError
-from actors.supervisor import Supervisor
-from streamkv.config import (
-    CompressConfig,
-    MethodConfig,
-    PipelineConfig,
-    PoolConfig,
-    SourceConfig,
-    StoreConfig,
-)
+from streamkv.config import CompressConfig, MethodConfig, PoolConfig
 from streamkv.errors import ConfigError, StreamExistsError, StreamIdError, UnknownStreamError
 from streamkv.store import SegmentStore
-
-
-def config(root: Path, **settings: Any) -> PipelineConfig:
-    return PipelineConfig(store=StoreConfig(root=str(root)), source=SourceConfig(sample_fps=1.0), **settings)
-
-
-class Stage:
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.supervisors: list[Supervisor] = []
-
-    def open(self, workers: LocalWorkers, **settings: Any) -> Supervisor:
-        supervisor = Supervisor(config(self.root, **settings), workers)
-        self.supervisors.append(supervisor)
-        wait_until(lambda: supervisor.state().phase != "starting")
-        return supervisor
-
-    def check(self, lengths: dict[str, int]) -> None:
-        """Every frame of every stream is committed once, in segments of four, and every file is sound.
-
-        A file that no row names may lie about: what a writer left that was cut off goes with the next one.
-        """
-        with SegmentStore.open(self.root, read_only=True) as store:
-            assert [problem for problem in store.verify() if problem.kind != "extra"] == []
-            for stream_id, count in lengths.items():
-                info = store.stream(stream_id)
-                spans = [(s.start_s, s.end_s) for s in store.reader(stream_id).refresh().segments]
-                assert spans == [(float(k), float(min(k + 4, count))) for k in range(0, count, 4)]
-                assert info.num_source_frames == count
-                assert (info.as_of_s, info.state) == (count, "done")
-                assert [g.reason for g in info.gaps] == ["the tape ends"]
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    stage = Stage(tmp_path / "store")
-    yield stage
-    for supervisor in stage.supervisors:
-        supervisor.shutdown()
-
-
-def states(supervisor: Supervisor) -> dict[str, str]:
-    return {view.stream_id: view.state for view in supervisor.streams()}
-
-
-def wait_for_end(supervisor: Supervisor, timeout_s: float = 30) -> None:
-    wait_until(lambda: set(states(supervisor).values()) <= {"done", "failed"}, timeout_s)
 
 
 def test_streams_are_added_while_others_run_and_come_to_their_end(stage: Stage) -> None:

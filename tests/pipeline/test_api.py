@@ -75,9 +75,9 @@ class FakeBackend:
             raise errors.UnknownStreamError(f"stream {stream_id!r}: unknown; known: lobby")
         return VIEW
 
-    async def add_stream(self, stream_id: str, uri: str, guidance: str) -> StreamView:
+    async def add_stream(self, stream_id: str, uri: str, guidance: str, tenant: str) -> StreamView:
         self._raise()
-        return replace(VIEW, stream_id=stream_id, uri=uri, guidance=guidance)
+        return replace(VIEW, stream_id=stream_id, uri=uri, guidance=guidance, tenant=tenant)
 
     async def remove_stream(self, stream_id: str) -> None:
         self._raise()
@@ -151,6 +151,13 @@ def test_a_stream_may_say_what_to_keep_of_it(call: Caller) -> None:
     too_long = call("POST", "/v1/streams", json=new | {"guidance": "x" * 2001})
     assert too_long.status_code == 422
     assert "guidance" in error_of(too_long)["message"]
+
+
+def test_a_stream_may_say_whose_it_is(call: Caller) -> None:
+    new = {"id": "lobby", "uri": "/a.mp4", "tenant": "acme"}
+    added = call("POST", "/v1/streams", json=new).json()
+    assert (added["tenant"], added["legal_hold"]) == ("acme", "")
+    assert call("POST", "/v1/streams", json=new | {"tenant": "x" * 201}).status_code == 422
 
 
 def test_an_answer_says_what_it_rests_on(call: Caller, backend: FakeBackend) -> None:
@@ -228,6 +235,9 @@ def test_searches_that_make_no_sense_are_422(
         (errors.StoreError("nothing is committed yet"), 409),
         (errors.ForeignStoreError("no"), 409),
         (errors.CorruptSegmentError("no"), 500),
+        (errors.LegalHoldError("no"), 409),
+        (errors.SegmentGoneError("no"), 503),
+        (errors.StoreFullError("no"), 503),
         (OverloadedError("no"), 503),
         (NotReadyError("no"), 503),
         (WorkerLostError("no"), 503),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +14,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from clips import steady, write_clip
 from live import SAMPLE_FPS, SEGMENT_FRAMES, LiveServer, spans, wait_for_end, wait_until
+from live_servers import camera
 
 from pipeline.client import Client, ServerError
 
@@ -126,6 +131,31 @@ def test_streams_come_and_go_while_others_run(server: LiveServer, client: Client
     client.add_stream("doomed", str(films / "short.mp4"))
     wait_for_end(client, "doomed")
     check_whole(server, "doomed", 10)
+
+
+def test_what_a_camera_shows_is_askable_before_its_segment_closes(client: Client, tmp_path: Path) -> None:
+    """It shows eleven seconds at their pace, five segments and a half, then holds the line."""
+    footage = write_clip(tmp_path / "door.ts", steady(11)).read_bytes()
+    hung_up = threading.Event()
+
+    def show_and_hold(connection: socket.socket, number: int) -> None:
+        for chunk in np.array_split(np.frombuffer(footage, np.uint8), 44):
+            connection.sendall(chunk.tobytes())
+            time.sleep(0.25)
+        hung_up.wait(60)
+
+    def is_ahead_of_the_store() -> bool:
+        answer, stream = client.ask("door", QUESTION), client.stream("door")
+        newest = max(e["segment"] for e in answer["evidence"])
+        return bool(answer["as_of_s"] > stream["as_of_s"] and newest >= stream["segments"] > 0)
+
+    with camera(show_and_hold) as port:
+        try:
+            client.add_stream("door", f"tcp://127.0.0.1:{port}")
+            wait_until(lambda: client.stream("door")["segments"] > 0)
+            wait_until(is_ahead_of_the_store)
+        finally:
+            hung_up.set()
 
 
 def test_the_command_line_adds_lists_asks_and_removes(

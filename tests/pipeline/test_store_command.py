@@ -51,6 +51,38 @@ def test_age_takes_the_policy_from_the_settings(store: SegmentStore) -> None:
     assert "nothing to do" in json.loads(run(store, "age", "--json", status=1).stdout)["error"]["message"]
 
 
+def test_retain_deletes_what_is_due_and_says_so(store: SegmentStore) -> None:
+    one = store.segments("cam", 0, 1)[0].file_bytes
+    given = ["retain", "--max-bytes", str(2 * one)]
+    assert run(store, *given, "--dry-run").stdout.startswith(
+        "cam: 1 segments would be deleted, 8.4 kB, all before 0:04"
+    )
+    assert store.stream("cam").num_segments == 3
+    done = json.loads(run(store, *given, "--json").stdout)
+    assert done == {"cam": {"num_segments": 1, "file_bytes": one, "until_s": 4.0}}
+    assert "nothing is due" in run(store, *given).stdout
+    assert [(gap.end_s, gap.reason) for gap in store.stream("cam").gaps] == [(4.0, "retention")]
+    assert "all is well" in run(store, "verify").stdout
+
+
+def test_retain_takes_the_policy_from_the_settings(store: SegmentStore) -> None:
+    with store._catalog._writing() as session:
+        session.connection().exec_driver_sql("UPDATE segments SET committed_at = 1 WHERE stream_id = 'gate'")
+    assert "gate: 1 segments deleted" in run(store, "retain", "store.retention.max_age_s=86400").stdout
+    assert "got nothing to do" in run(store, "retain", "store.retention.stream_bytes=5", status=1).output
+    assert store.stream("cam").num_segments == 3
+
+
+def test_held_stream_keeps_its_segments(store: SegmentStore) -> None:
+    given = ["retain", "--max-bytes", "1"]
+    run(store, "hold", "cam", "--reason", "case 4711")
+    assert store.stream("cam").legal_hold == "case 4711"
+    assert list(json.loads(run(store, *given, "--json").stdout)) == ["gate"]
+    assert "unknown" in run(store, "hold", "nope", "--reason", "x", status=1).output
+    run(store, "release", "cam")
+    assert list(json.loads(run(store, *given, "--json").stdout)) == ["cam"]
+
+
 def test_verify_names_problems_and_repairs_them(store: SegmentStore) -> None:
     assert "all is well" in run(store, "verify").stdout
     place = store.segments("cam", 1, 1)[0]

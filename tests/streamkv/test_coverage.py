@@ -16,7 +16,8 @@ from torch import Tensor
 from streamkv.config import MethodConfig, RetrieveConfig
 from streamkv.memory import InMemoryVideo
 from streamkv.retrieval import Query, make_retriever
-from streamkv.retrieval.coverage import Coverage, cover
+from streamkv.retrieval.agreement import Agreement
+from streamkv.retrieval.coverage import cover
 from streamkv.types import Geometry, SegmentKV
 
 GEOMETRY = Geometry(num_layers=2, num_heads=8, num_kv_heads=2, head_dim=8, hidden_dim=64, frame_tokens=3)
@@ -76,7 +77,7 @@ def agreed(memory: InMemoryVideo, tokens: Tensor, **retrieve: object) -> list[in
     settings_ = {"policy": "cover", "agree_segments": 4, "agree_share": 0.75, "candidate_segments": 0}
     config = MethodConfig(retrieve=RetrieveConfig(**(settings_ | retrieve)))
     retriever = make_retriever(config, GEOMETRY)
-    assert isinstance(retriever, Coverage)
+    assert isinstance(retriever, Agreement)
     queries = [Query(tokens.mean(dim=0), tokens)] * GEOMETRY.num_layers
     looks = [retriever.look(memory, layer, query) for layer, query in enumerate(queries)]
     return retriever.agree(memory, queries, looks)
@@ -91,17 +92,21 @@ def test_each_of_two_signs_is_found_though_others_resemble_their_mean(candidate_
     """Segments 4 and 5 show a bit of both signs; the mean query prefers them to segments 2 and 9."""
     blurred = 0.6 * (SIGNS[0] + SIGNS[1])
     memory = square({2: SIGNS[0], 9: SIGNS[1], 4: blurred, 5: blurred})
-    one_query = agreed(memory, BOTH, policy="cover", agree_segments=1)
-    assert one_query[0] in (4, 5)
-    got = agreed(memory, BOTH, candidate_segments=candidate_segments)
-    assert set(got) >= {2, 9}
-    assert got[0] == one_query[0]
-    assert len(got) <= 4
+    assert set(agreed(memory, BOTH, policy="agree", agree_segments=2)) == {4, 5}
+    assert set(agreed(memory, BOTH, candidate_segments=candidate_segments, agree_segments=2)) == {2, 9}
+    assert agreed(memory, BOTH, cover_share=0.0) == agreed(memory, BOTH, policy="agree")
 
 
 def test_a_segment_that_stands_out_is_read_alone() -> None:
     memory = square({2: SIGNS[0], 9: 0.3 * SIGNS[1]})
     assert agreed(memory, BOTH) == [2]
+
+
+def test_a_question_about_one_moment_is_left_to_agreement() -> None:
+    """Its tokens and their mean say the same, and a second segment comes near: nothing to cover."""
+    memory = square({2: SIGNS[0], 9: 0.9 * SIGNS[0], 5: SIGNS[1]})
+    one = torch.stack([SIGNS[0], SIGNS[0], SIGNS[0] + 0.1 * SIGNS[1]])
+    assert agreed(memory, one) == agreed(memory, one, policy="agree") == [2, 9]
 
 
 def test_no_more_than_agree_segments() -> None:

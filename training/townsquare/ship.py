@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from training.townsquare.build import save
-from training.townsquare.decoder import Trainee
 from training.townsquare.tower import Eyes
+from training.townsquare.trainee import Trainee
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "streamkv" / "townsquare" / "checkpoint"
 

@@ -4,14 +4,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres_server import PostgresServer, postgres_programs, postgres_server
 from store_samples import IDENTITY
 
 from streamkv.store import SegmentStore
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("needs PostgreSQL: apt-get install postgresql (see .ci/run)")
+    with postgres_server(programs) as server:
+        yield server
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SegmentStore]:
+def catalog_url(request: pytest.FixtureRequest) -> str:
+    """A new catalog's: SQLite in the store's folder, or for tests that are marked so (`on_both`) PostgreSQL too."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return ""
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
+@pytest.fixture
+def store(tmp_path: Path, catalog_url: str) -> Iterator[SegmentStore]:
     """A new store with a stream `cam` that nobody writes yet."""
-    with SegmentStore.open(tmp_path / "root", identity=IDENTITY) as opened:
+    with SegmentStore.open(tmp_path / "root", catalog_url=catalog_url, identity=IDENTITY) as opened:
         opened.add_stream("cam", "file:cam.mp4", {"sample_fps": 0.5})
         yield opened

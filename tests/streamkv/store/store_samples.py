@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore, write_segment
+from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore, StreamSnapshot, write_segment
 from streamkv.types import Geometry, LayerBlocks, SegmentKV
 
 GEOMETRY = Geometry(num_layers=3, num_heads=8, num_kv_heads=2, head_dim=5, hidden_dim=40, frame_tokens=7)
 IDENTITY = ModelIdentity("town-1", GEOMETRY, "float32")
+
+on_both = pytest.mark.parametrize("catalog_url", ["sqlite", "postgresql"], indirect=True)
+"""Tests with their catalog in SQLite and in a real PostgreSQL."""
 
 
 def random_bits(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
@@ -94,3 +98,11 @@ def filled(store: SegmentStore, count: int, stream_id: str = "cam") -> int:
 def segment_files(store: SegmentStore) -> list[str]:
     """Every file of segments that the store holds, relative to its root."""
     return sorted(path.relative_to(store.root).as_posix() for path in store.root.glob("streams/*/*"))
+
+
+def check_segments(snapshot: StreamSnapshot, count: int) -> None:
+    """Segments 0 to count - 1, each once, each to the last bit."""
+    assert [segment.segment_no for segment in snapshot.segments] == list(range(count))
+    for no in range(count):
+        assert_same_segment(snapshot._file(no).segment_kv(), make_kv(no))
+    assert sorted(snapshot.search(0, torch.ones(10), 99).tolist()) == list(range(count))

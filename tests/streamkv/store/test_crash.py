@@ -7,27 +7,27 @@
 from __future__ import annotations
 
 import os
-import random
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-import torch
 from sqlalchemy import event
 from sqlalchemy.orm import Session
-from store_samples import IDENTITY, assert_same_segment, filled, make_kv, store_segment
+from store_samples import (
+    IDENTITY,
+    assert_same_segment,
+    check_segments,
+    filled,
+    make_kv,
+    on_both,
+    store_segment,
+)
 
-from streamkv.config import AgeingStep
-from streamkv.store import SegmentStore, StreamSnapshot, durable, write_segment
+from streamkv.config import AgeingStep, RetentionConfig
+from streamkv.store import SegmentStore, durable, write_segment
 
-HERE = Path(__file__).resolve().parent
 STEPS = [
     f"{when} {step}"
     for step in ("write", "sync_file", "rename", "sync_folder", "insert")
@@ -37,6 +37,7 @@ STEPS = [
 
 
 AGEING_STEPS = [*STEPS, "before remove", "during remove"]
+RETENTION_STEPS = [f"{when} {step}" for step in ("insert", "remove") for when in ("before", "during")]
 
 
 class Stopped(BaseException):
@@ -127,13 +128,14 @@ class Disk:
                 os.truncate(path, path.stat().st_size // 3)
 
 
+@on_both
 @pytest.mark.parametrize("power_cut", [False, True])
 @pytest.mark.parametrize("stop_at", STEPS)
 def test_stop_at_any_step_loses_and_doubles_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str, power_cut: bool
+    tmp_path: Path, catalog_url: str, monkeypatch: pytest.MonkeyPatch, stop_at: str, power_cut: bool
 ) -> None:
     root = tmp_path / "root"
-    with SegmentStore.open(root, identity=IDENTITY) as store:
+    with SegmentStore.open(root, catalog_url=catalog_url, identity=IDENTITY) as store:
         store.add_stream("cam", "file:x")
         epoch = filled(store, 2)  # acknowledged
         disk = Disk(stop_at)
@@ -144,7 +146,7 @@ def test_stop_at_any_step_loses_and_doubles_nothing(
     assert disk.steps == STEPS[: STEPS.index(stop_at) + 1]
     third_is_there = stop_at == "during insert"
 
-    with SegmentStore.open(root, identity=IDENTITY) as store:
+    with SegmentStore.open(root, catalog_url=catalog_url, identity=IDENTITY) as store:
         assert store.stream("cam").num_segments == 2 + third_is_there
         check_segments(store.reader("cam").snapshot, 2 + third_is_there)
         assert {problem.kind for problem in store.verify()} <= {"extra"}  # nothing that a row names is amiss
@@ -158,14 +160,15 @@ def test_stop_at_any_step_loses_and_doubles_nothing(
         assert store.verify() == []
 
 
+@on_both
 @pytest.mark.parametrize("power_cut", [False, True])
 @pytest.mark.parametrize("stop_at", AGEING_STEPS)
 def test_stop_at_any_step_of_ageing_leaves_every_segment_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str, power_cut: bool
+    tmp_path: Path, catalog_url: str, monkeypatch: pytest.MonkeyPatch, stop_at: str, power_cut: bool
 ) -> None:
     """Segment 0 is stopped at; done again, it and segment 1 are aged and nothing else is left."""
     root, policy = tmp_path / "root", [AgeingStep(0, "int8")]
-    with SegmentStore.open(root, identity=IDENTITY) as store:
+    with SegmentStore.open(root, catalog_url=catalog_url, identity=IDENTITY) as store:
         store.add_stream("cam", "file:x")
         filled(store, 2)
         disk = Disk(stop_at)
@@ -176,7 +179,7 @@ def test_stop_at_any_step_of_ageing_leaves_every_segment_whole(
     assert disk.steps == AGEING_STEPS[: AGEING_STEPS.index(stop_at) + 1]
     is_aged = stop_at in AGEING_STEPS[-3:]
 
-    with SegmentStore.open(root, identity=IDENTITY) as store:
+    with SegmentStore.open(root, catalog_url=catalog_url, identity=IDENTITY) as store:
         assert [p.codec for p in store.segments("cam", 0, 9)] == ["int8" if is_aged else "raw", "raw"]
         assert {problem.kind for problem in store.verify()} <= {"extra"}
         if not is_aged:
@@ -188,79 +191,28 @@ def test_stop_at_any_step_of_ageing_leaves_every_segment_whole(
         assert store.verify() == []
 
 
-def check_segments(snapshot: StreamSnapshot, count: int) -> None:
-    """Segments 0 to count - 1, each once, each to the last bit."""
-    assert [segment.segment_no for segment in snapshot.segments] == list(range(count))
-    for no in range(count):
-        assert_same_segment(snapshot._file(no).segment_kv(), make_kv(no))
-    assert sorted(snapshot.search(0, torch.ones(10), 99).tolist()) == list(range(count))
+@on_both
+@pytest.mark.parametrize("stop_at", RETENTION_STEPS)
+def test_stop_at_any_step_of_retention_leaves_nothing_half(
+    tmp_path: Path, catalog_url: str, monkeypatch: pytest.MonkeyPatch, stop_at: str
+) -> None:
+    """The rows go in one transaction, here its `insert`; with them nobody sees the segments any more."""
+    root = tmp_path / "root"
+    with SegmentStore.open(root, catalog_url=catalog_url, identity=IDENTITY) as store:
+        store.add_stream("cam", "file:x")
+        filled(store, 4)
+        policy = RetentionConfig(
+            stream_bytes=2 * store.segments("cam", 0, 1)[0].file_bytes, when_full="oldest"
+        )
+        disk = Disk(stop_at)
+        with disk.in_place(monkeypatch), pytest.raises(Stopped):
+            store.retain(policy)
+    is_done = stop_at != "before insert"
 
-
-# ---------------------------------------------------------------- real processes
-
-WRITER = """
-import sys
-from pathlib import Path
-from store_samples import IDENTITY, make_kv
-from streamkv.store import SegmentStore, write_segment
-
-root, limit = Path(sys.argv[1]), int(sys.argv[2])
-with SegmentStore.open(root, identity=IDENTITY) as store:
-    epoch = store.begin_writing("cam")
-    no = store.stream("cam").next_segment_no
-    while no < limit:
-        store.commit(write_segment(root, IDENTITY, "cam", epoch, make_kv(no)))
-        print(no, flush=True)  # the acknowledgement
-        no += 1
-"""
-
-
-def start_writer(root: Path, limit: int) -> subprocess.Popen[str]:
-    paths = [str(HERE), str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WRITER, str(root), str(limit)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def test_killed_writer_loses_and_doubles_nothing(store: SegmentStore) -> None:
-    """kill -9 at a random moment, three times over the same stream."""
-    luck = random.Random(20)
-    acknowledged: list[int] = []
-    for _ in range(3):
-        with start_writer(store.root, 10**6) as writer:
-            assert writer.stdout is not None
-            acknowledged += [int(writer.stdout.readline()) for _ in range(luck.randint(1, 20))]
-            time.sleep(luck.uniform(0, 0.02))
-            writer.send_signal(signal.SIGKILL)
-            acknowledged += [int(line) for line in writer.stdout.read().splitlines() if line.strip()]
-        count = store.stream("cam").next_segment_no
-        assert acknowledged == sorted(set(acknowledged))
-        assert count - 1 <= len(acknowledged) + 3  # at most one commit a round was not acknowledged
-        assert set(acknowledged) <= set(range(count))
-        check_segments(store.reader("cam").snapshot, count)
-    store.begin_writing("cam")
-    assert store.verify() == []
-
-
-def test_two_readers_follow_a_writing_process(store: SegmentStore) -> None:
-    """Each in a store of its own; every snapshot is a whole prefix of the stream, to the last bit."""
-    total = 40
-
-    def follow(seen: list[int]) -> None:
-        with SegmentStore.open(store.root, read_only=True) as mine:
-            reader = mine.reader("cam")
-            while not seen or seen[-1] < total:
-                snapshot = reader.refresh()
-                check_segments(snapshot, len(snapshot.segments))
-                seen.append(len(snapshot.segments))
-                time.sleep(0.02)  # the writer needs the processor too
-
-    counts: list[list[int]] = [[], []]
-    readers = [threading.Thread(target=follow, args=(seen,), daemon=True) for seen in counts]
-    with start_writer(store.root, total) as writer:
-        for thread in readers:
-            thread.start()
-        assert writer.wait(timeout=120) == 0
-        for thread in readers:
-            thread.join(timeout=60)
-    assert [seen[-1] for seen in counts] == [total, total]
+    with SegmentStore.open(root, catalog_url=catalog_url, identity=IDENTITY) as store:
+        assert [p.segment_no for p in store.segments("cam", 0, 9)] == ([2, 3] if is_done else [0, 1, 2, 3])
+        assert store.verify() == []
+        assert len(store.retain(policy)) == 1 - is_done
+        assert store.verify() == []
+        for no in (2, 3):
+            assert_same_segment(store.reader("cam").snapshot._file(no).segment_kv(), make_kv(no))

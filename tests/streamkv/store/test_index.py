@@ -44,6 +44,31 @@ def test_any_batches_find_what_a_sort_finds(sizes: list[int], layer: int, k: int
     np.testing.assert_allclose(both[1].scores, scores[wanted - 10], rtol=1e-5, atol=1e-6)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 8)), max_size=8),
+    st.integers(0, 30),
+    st.booleans(),
+)
+def test_what_was_deleted_is_not_found_and_all_else_is(
+    steps: list[tuple[int, int]], k: int, is_compacted: bool
+) -> None:
+    """Segments 0, 1, 2 ... come in batches; after each the first so many are deleted."""
+    every, index, total, first = vectors(48), SummaryIndex(), 0, 0
+    query = torch.linspace(-1, 1, WIDTH)
+    for size, deleted in steps:
+        index = index.added(np.arange(total, total + size), every[total : total + size])
+        total, first = total + size, min(first + deleted, total + size)
+        index = index.without_before(first)
+        if is_compacted:
+            index = index.replaced({id(shard): faster(shard) for shard in index._shards})
+        scores = every[first:total, 1] @ query.numpy()
+        wanted = first + np.argsort(-scores, kind="stable")[:k]
+        np.testing.assert_array_equal(index.search(1, query, k), wanted)
+        assert index.num_segments == total - first
+        assert sum(shard.num_segments for shard in index._shards) <= max(0, 2 * (total - first) - 1)
+
+
 def test_layers_are_searched_apart() -> None:
     index, every = built([5])
     for layer in range(LAYERS):

@@ -19,6 +19,7 @@ from store_samples import (
     assert_same_segment,
     filled,
     make_kv,
+    on_both,
     segment_files,
     store_segment,
 )
@@ -30,14 +31,15 @@ from streamkv.errors import (
 from streamkv.store import SegmentStore, write_segment
 
 
-def test_reopened_store_is_the_same(store: SegmentStore) -> None:
+@on_both
+def test_reopened_store_is_the_same(store: SegmentStore, catalog_url: str) -> None:
     filled(store, 2)
     store.set_state("cam", "done")
-    with SegmentStore.open(store.root, identity=IDENTITY) as again:
+    with SegmentStore.open(store.root, catalog_url=catalog_url, identity=IDENTITY) as again:
         assert again.streams() == store.streams()
         assert again.identity == IDENTITY
         assert_same_segment(again.reader("cam").snapshot._file(1).segment_kv(), make_kv(1))
-    with SegmentStore.open(store.root) as whichever:
+    with SegmentStore.open(store.root, catalog_url=catalog_url) as whichever:
         assert whichever.identity == IDENTITY
 
 
@@ -80,9 +82,10 @@ def test_nothing_is_made_without_an_identity(tmp_path: Path) -> None:
     assert not (tmp_path / "root").exists()
 
 
-def test_read_only_store_reads_and_writes_nothing(store: SegmentStore) -> None:
+@on_both
+def test_read_only_store_reads_and_writes_nothing(store: SegmentStore, catalog_url: str) -> None:
     epoch = filled(store, 2)
-    with SegmentStore.open(store.root, read_only=True) as readonly:
+    with SegmentStore.open(store.root, catalog_url=catalog_url, read_only=True) as readonly:
         assert readonly.streams() == store.streams()
         reader = readonly.reader("cam")
         place = store_segment(store, "cam", epoch, make_kv(2))
@@ -182,15 +185,16 @@ def test_root_with_odd_characters_works(tmp_path: Path) -> None:
     assert {path.name for path in root.iterdir()} == {"catalog.sqlite", "store.json", "streams", "vectors"}
 
 
-def test_store_made_by_many_at_once_is_one(tmp_path: Path) -> None:
+@on_both
+def test_store_made_by_many_at_once_is_one(tmp_path: Path, catalog_url: str) -> None:
     def make(i: int) -> str:
-        with SegmentStore.open(tmp_path / "root", identity=IDENTITY) as store:
+        with SegmentStore.open(tmp_path / "root", catalog_url=catalog_url, identity=IDENTITY) as store:
             store.add_stream(f"cam-{i}", "file:x")
         return str(json.loads((tmp_path / "root" / "store.json").read_text())["store_id"])
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(make, range(8)))) == 1
-    with SegmentStore.open(tmp_path / "root") as store:
+    with SegmentStore.open(tmp_path / "root", catalog_url=catalog_url) as store:
         assert len(store.streams()) == 8
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_samples import IDENTITY, assert_same_segment, filled, make_kv, raw, store_segment
+from sqlalchemy import create_engine, text
+from store_samples import IDENTITY, assert_same_segment, filled, make_kv, on_both, raw, store_segment
 
 from streamkv.errors import ForeignStoreError, StoreError
 from streamkv.store import Gap, ModelIdentity, SegmentStore, write_segment
@@ -19,16 +20,22 @@ from streamkv.store.repair import rebuild_catalog
 QUERY = torch.arange(10.0) - 4
 
 
-def lose_catalog(store: SegmentStore) -> Path:
+def lose_catalog(store: SegmentStore, url: str = "") -> Path:
     store.close()
+    if url:
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            connection.execute(text("DROP SCHEMA public CASCADE"))
+            connection.execute(text("CREATE SCHEMA public"))
+        engine.dispose()
     for path in store.root.glob("catalog.sqlite*"):
         path.unlink()
     return store.root
 
 
-def answers(root: Path, stream_id: str = "cam") -> list[object]:
+def answers(root: Path, stream_id: str = "cam", url: str = "") -> list[object]:
     """Everything that a question reads."""
-    with SegmentStore.open(root, identity=IDENTITY, read_only=True) as store:
+    with SegmentStore.open(root, catalog_url=url, identity=IDENTITY, read_only=True) as store:
         memory = store.reader(stream_id).snapshot
         out: list[object] = [memory.segments, memory.as_of_s]
         for layer in range(3):
@@ -39,19 +46,20 @@ def answers(root: Path, stream_id: str = "cam") -> list[object]:
         return out
 
 
-def test_answers_are_the_same_after_the_catalog_was_lost(store: SegmentStore) -> None:
+@on_both
+def test_answers_are_the_same_after_the_catalog_was_lost(store: SegmentStore, catalog_url: str) -> None:
     store.add_stream("gate", "file:gate.mp4")
     epoch = store.begin_writing("cam")
     for no, codec in enumerate(CODECS):
         store.commit(write_segment(store.root, IDENTITY, "cam", epoch, make_kv(no), codec))
     filled(store, 2, "gate")
-    before, info = [answers(store.root, name) for name in ("cam", "gate")], store.stream("cam")
+    before, info = [answers(store.root, name, catalog_url) for name in ("cam", "gate")], store.stream("cam")
     places = store.segments("cam", 0, 99)
-    root = lose_catalog(store)
-    done = rebuild_catalog(root)
+    root = lose_catalog(store, catalog_url)
+    done = rebuild_catalog(root, catalog_url)
     assert [line.partition(":")[0] for line in done] == ["cam", "gate"]
-    assert [answers(root, name) for name in ("cam", "gate")] == before
-    with SegmentStore.open(root, identity=IDENTITY) as again:
+    assert [answers(root, name, catalog_url) for name in ("cam", "gate")] == before
+    with SegmentStore.open(root, catalog_url=catalog_url, identity=IDENTITY) as again:
         assert again.segments("cam", 0, 99) == places
         found = again.stream("cam")
         assert (found.next_segment_no, found.resume_s) == (info.next_segment_no, info.resume_s)
@@ -161,6 +169,7 @@ def test_flipped_bit_anywhere_is_named(store: SegmentStore, codec: str, where: f
         path.write_bytes(whole)
 
 
+@on_both
 def test_repair_with_a_catalog_loses_only_what_is_lost(store: SegmentStore) -> None:
     epoch = store.begin_writing("cam")
     places = [store_segment(store, "cam", epoch, make_kv(no)) for no in range(4)]
@@ -190,6 +199,7 @@ def test_repair_with_a_catalog_loses_only_what_is_lost(store: SegmentStore) -> N
     assert [path.name for path in (store.root / "damaged").iterdir()] == [f"cam.{Path(places[2].path).name}"]
 
 
+@on_both
 def test_one_stream_can_be_verified_alone(store: SegmentStore) -> None:
     store.add_stream("gate", "file:gate.mp4")
     filled(store, 2)

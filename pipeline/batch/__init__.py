@@ -1,0 +1,1 @@
+"""`streamkv batch`: a log of questions about archived footage, answered on Ray Data, each once."""

@@ -1,0 +1,74 @@
+"""One archived video into a store, in one process: decode, encode, segment, prefill, write, commit.
+
+The ingest plane (`actors/`) does the same for many streams at once, live ones too, and goes on after a crash.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from torch import Tensor
+
+from streamkv.engine import Engine
+from streamkv.models.base import VideoLLM
+from streamkv.segmentation import Segmenter
+from streamkv.store import SegmentStore, write_segment
+from streamkv.types import Frame, Segment
+
+
+@dataclass(frozen=True)
+class IngestCost:
+    """What a video has cost."""
+
+    frames: int  # sampled
+    segments: int
+    decode_encode_s: float
+    prefill_s: float  # with writing
+
+
+def encode(model: VideoLLM, frames: Iterable[Frame], batch_frames: int) -> Iterator[tuple[Frame, Tensor]]:
+    """Each frame with its features (N, D) on the CPU; `batch_frames` go through the tower at once."""
+    frames = iter(frames)
+    while batch := list(islice(frames, batch_frames)):
+        features_BND = model.encode_frames([frame.rgb for frame in batch]).cpu()
+        yield from zip(batch, features_BND, strict=True)
+
+
+def ingest(
+    engine: Engine,
+    store: SegmentStore,
+    stream_id: str,
+    frames: Iterable[Frame],
+    *,
+    batch_frames: int,
+    codec: str,
+) -> IngestCost:
+    """Takes a stream that the store has registered from its first frame to its last.
+
+    Raises what `frames` raises, StoreError and CorruptSegmentError; what was committed before then stays.
+    """
+    epoch, window = store.begin_writing(stream_id), engine.open_window()
+    num_frames = num_segments = 0
+    begun, prefill_s = time.perf_counter(), 0.0
+    for segment in _segments(engine, frames, batch_frames):
+        closed = time.perf_counter()
+        kv = engine.prefill(window, segment)
+        store.commit(write_segment(store.root, store.identity, stream_id, epoch, kv, codec))
+        num_frames += segment.num_source_frames
+        num_segments += 1
+        prefill_s += time.perf_counter() - closed
+    return IngestCost(num_frames, num_segments, time.perf_counter() - begun - prefill_s, prefill_s)
+
+
+def _segments(engine: Engine, frames: Iterable[Frame], batch_frames: int) -> Iterator[Segment]:
+    segmenter = Segmenter(engine.method.segment)
+    for frame, features_ND in encode(engine.model, frames, batch_frames):
+        segment = segmenter.push(features_ND, frame.start_s, frame.end_s)
+        if segment is not None:
+            yield segment
+    last = segmenter.flush()
+    if last is not None:
+        yield last

@@ -1,0 +1,143 @@
+"""What a stream has shown and its store does not hold yet: the open segment, and closed ones on their way.
+
+Nothing of it is kept: it is prefilled where a question is answered, and again by the ingest when the segment closes.
+So a camera that nobody asks about costs nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamkv.engine import Engine
+from streamkv.memory import BlockTable, InMemoryVideo, Ranked, SegmentInfo, VideoMemory
+from streamkv.prefill import StreamWindow
+from streamkv.types import Geometry, LayerBlocks, Segment, SegmentKV
+
+
+class JoinedVideo:
+    """A `VideoMemory` of a stream's committed past and the few segments after it, which every search finds."""
+
+    def __init__(self, past: VideoMemory, latest: InMemoryVideo) -> None:
+        self._past, self._latest = past, latest
+        self._first_no = latest.segments[0].segment_no
+
+    @property
+    def geometry(self) -> Geometry:
+        return self._latest.geometry
+
+    @property
+    def as_of_s(self) -> float:
+        return max(self._past.as_of_s, self._latest.as_of_s)
+
+    @property
+    def segments(self) -> tuple[SegmentInfo, ...]:
+        return (*self._past.segments, *self._latest.segments)
+
+    def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
+        return self.search_each(layer, query[None], k, among)[0].segment_nos
+
+    def search_each(
+        self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
+    ) -> list[Ranked]:
+        """The latest first, whatever their scores: they are few."""
+        old = None if among is None else among[among < self._first_no]
+        new = None if among is None else among[among >= self._first_no]
+        latest = self._latest.search_each(layer, queries, k, new)
+        past = self._past.search_each(layer, queries, k, old)
+        return [
+            Ranked(
+                np.concatenate([late.segment_nos, early.segment_nos])[:k],
+                np.concatenate([late.scores, early.scores])[:k],
+            )
+            for late, early in zip(latest, past, strict=True)
+        ]
+
+    def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
+        if segment_nos is None:
+            old, new = self._past.table(layer), self._latest.table(layer)
+        else:
+            is_new = segment_nos >= self._first_no
+            old = self._past.table(layer, segment_nos[~is_new])
+            new = self._latest.table(layer, segment_nos[is_new])
+        return BlockTable(
+            np.concatenate([old.segment_nos, new.segment_nos]),
+            np.concatenate([old.slots, new.slots]),
+            torch.cat([old.mean_keys, new.mean_keys]),
+        )
+
+    def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
+        is_new = segment_nos >= self._first_no
+        if not is_new.any():
+            return self._past.gather(layer, segment_nos, slots)
+        new = self._latest.gather(layer, segment_nos[is_new], slots[is_new])
+        if is_new.all():
+            return new
+        old = self._past.gather(layer, segment_nos[~is_new], slots[~is_new])
+        order = np.argsort(np.concatenate([np.flatnonzero(~is_new), np.flatnonzero(is_new)]))
+        return _taken(_joined(old, new), order)
+
+
+def _joined(first: LayerBlocks, second: LayerBlocks) -> LayerBlocks:
+    return LayerBlocks(
+        torch.cat([first.keys_bNGd.to(second.keys_bNGd), second.keys_bNGd]),
+        torch.cat([first.values_bNGd.to(second.values_bNGd), second.values_bNGd]),
+        (*first.frame_ids, *second.frame_ids),
+        (*first.spans_s, *second.spans_s),
+    )
+
+
+def _taken(blocks: LayerBlocks, order: np.ndarray) -> LayerBlocks:
+    rows = torch.from_numpy(order)
+    return LayerBlocks(
+        blocks.keys_bNGd[rows],
+        blocks.values_bNGd[rows],
+        tuple(blocks.frame_ids[i] for i in order),
+        tuple(blocks.spans_s[i] for i in order),
+    )
+
+
+@dataclass(frozen=True)
+class _Prefilled:
+    shown: tuple[int, int, float]  # which segment, and how much of it
+    kv: SegmentKV
+    window: StreamWindow  # after it
+
+
+class LatestPast:
+    """One stream's latest segments, prefilled as often as there is more of them and no oftener.
+
+    The window before them is rebuilt from what is stored, as after a restart.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._stored: tuple[SegmentInfo, ...] | None = None  # what the window was rebuilt from
+        self._window: StreamWindow | None = None
+        self._done: list[_Prefilled] = []
+
+    def joined(self, past: VideoMemory, segments: Sequence[Segment], guidance: str = "") -> VideoMemory:
+        """The past with these segments, in time order, after it; those that it holds already are passed over."""
+        stored = past.segments
+        new = [s for s in segments if not stored or s.segment_no > stored[-1].segment_no]
+        if not new:
+            return past
+        if self._window is None or stored != self._stored:
+            self._window, self._stored = self._engine.open_window(past if stored else None), stored
+            self._done = []
+        self._prefill(self._window, new, guidance)
+        return JoinedVideo(past, InMemoryVideo(past.geometry, [done.kv for done in self._done]))
+
+    def _prefill(self, window: StreamWindow, segments: Sequence[Segment], guidance: str) -> None:
+        for i, segment in enumerate(segments):
+            shown = segment.segment_no, segment.num_source_frames, segment.resume_s
+            if i < len(self._done) and self._done[i].shown == shown:
+                continue
+            del self._done[i:]
+            draft = (self._done[-1].window if self._done else window).fork()
+            self._done.append(_Prefilled(shown, self._engine.prefill(draft, segment, guidance), draft))
+        del self._done[len(segments) :]
