@@ -51,6 +51,15 @@ def test_the_latest_are_found_however_well_others_do() -> None:
     assert found[1:].tolist() == InMemoryVideo(GEOMETRY, kvs[:5]).search(1, away_from_it, 2).tolist()
 
 
+def test_only_what_is_named_is_found_in_the_past_and_the_latest() -> None:
+    kvs = [random_segment_kv(GEOMETRY, no) for no in range(6)]
+    joined = JoinedVideo(InMemoryVideo(GEOMETRY, kvs[:4]), InMemoryVideo(GEOMETRY, kvs[4:]))
+    query = kvs[0].summary_vectors[1]
+    for among in ([1, 3, 5], [0, 2], [4]):
+        assert sorted(joined.search(1, query, 9, np.array(among)).tolist()) == among
+    assert joined.search(1, query, 9, np.array([], np.int64)).size == 0
+
+
 def cut(engine: Engine, num_frames: int) -> list[Segment]:
     """All that a stream of so many frames has shown; the last segment is open."""
     segmenter = Segmenter(engine.method.segment)
