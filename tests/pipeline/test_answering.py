@@ -70,7 +70,7 @@ def test_words_of_the_question_are_looked_up_as_well(answerer: Answerer) -> None
 def test_times_of_which_there_is_no_footage_are_refused(answerer: Answerer) -> None:
     for beside, message in (
         ({"start": at(answerer, 4000).isoformat()}, "which is in the future"),
-        ({"end": at(answerer, -3600).isoformat()}, "nothing of this stream is before -1:00:00"),
+        ({"end": at(answerer, -3600.5).isoformat()}, "nothing of this stream is before -1:00:00"),
         (
             {"start": at(answerer, 20).isoformat(), "end": at(answerer, 10).isoformat()},
             "`from` must come before `to`",
