@@ -31,7 +31,7 @@ from bench.machine import Figure, machine, report, table
 from pipeline.settings import load_settings
 from streamkv.config import PipelineConfig
 from streamkv.engine import Engine, LayerCache
-from streamkv.memory import BlockTable, SegmentInfo
+from streamkv.memory import BlockTable, Ranked, SegmentInfo
 from streamkv.models import load_model
 from streamkv.store.index import SummaryIndex
 from streamkv.townsquare import make_questions, make_world
@@ -75,11 +75,13 @@ class SyntheticVideo:
             SegmentInfo(i, i * SEGMENT_S, (i + 1) * SEGMENT_S, self.blocks) for i in range(self.num_segments)
         )
 
-    def search(self, layer: int, query: torch.Tensor, k: int) -> np.ndarray:
-        return self.search_each(layer, query[None], k)[0]
+    def search(self, layer: int, query: torch.Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
+        return self._index.search(layer, query, k, among)
 
-    def search_each(self, layer: int, queries: torch.Tensor, k: int) -> list[np.ndarray]:
-        return self._index.search_each(layer, queries, k)
+    def search_each(
+        self, layer: int, queries: torch.Tensor, k: int, among: np.ndarray | None = None
+    ) -> list[Ranked]:
+        return self._index.search_each(layer, queries, k, among)
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         nos = np.arange(self.num_segments) if segment_nos is None else np.sort(segment_nos)

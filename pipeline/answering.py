@@ -5,6 +5,7 @@ Any process can answer for any stream; one that was asked before still has its i
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -12,7 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pipeline.dialogue import Query, Reply
-from pipeline.schemas import Answer, Evidence, Gap
+from pipeline.schemas import Answer, Evidence, Gap, Span
+from pipeline.spans import AskedSpan, asked_span
 from streamkv.config import PipelineConfig
 from streamkv.conversation import Turn
 from streamkv.engine import Engine, check_question
@@ -47,11 +49,11 @@ class Answerer:
 
     def __init__(self, config: PipelineConfig, latest: LatestSegments | None = None) -> None:
         """`latest`: None where nobody ingests."""
-        self._config = config
+        self.config = config
         self._latest = latest if config.serve.read_open else None
         self._latest_pasts: OrderedDict[str, LatestPast] = OrderedDict()
         self._model = load_model(config.model)
-        self._engine = Engine(self._model, config.method)
+        self.engine = Engine(self._model, config.method)
         self._store: SegmentStore | None = None
         self._readers: OrderedDict[str, StreamReader] = OrderedDict()
 
@@ -67,7 +69,7 @@ class Answerer:
             QuestionError, UnknownStreamError, StoreError: what was asked cannot be answered.
             CancelledError: `cancelled` was set before the end.
         """
-        serve = self._config.serve
+        serve = self.config.serve
         question = check_question(query.question, serve.max_question_chars)
         _check_earlier(query.earlier, EARLIER_QUESTIONS * serve.max_question_chars)
         max_new_tokens = query.max_new_tokens or serve.max_new_tokens
@@ -81,19 +83,29 @@ class Answerer:
             if on_text is not None:
                 on_text(text)
 
-        def found_now() -> EngineAnswer:
-            memory = self._memory(query.stream_id)
-            return self._engine.answer(
-                memory, question, earlier=query.earlier, max_new_tokens=max_new_tokens, on_token=on_token
+        def found_now() -> tuple[EngineAnswer, AskedSpan | None]:
+            memory = self.memory(query.stream_id)
+            asked = asked_span(query, memory, self.opened().stream(query.stream_id), serve)
+            found = self.engine.answer(
+                memory,
+                asked.question if asked else question,
+                span=asked.span if asked else None,
+                earlier=query.earlier,
+                max_new_tokens=max_new_tokens,
+                on_token=on_token,
             )
+            return found, asked
 
         try:
-            found = found_now()
+            found, asked = found_now()
         except SegmentGoneError:
             if has_begun:
                 raise
-            found = found_now()  # of what retention has left
-        gaps = [gap for gap in self._opened().stream(query.stream_id).gaps if gap.start_s <= found.as_of_s]
+            found, asked = found_now()  # of what retention has left
+        start_s, end_s = asked.span if asked else (-math.inf, math.inf)
+        end_s = min(end_s, found.as_of_s)
+        noted = self.opened().stream(query.stream_id).gaps
+        gaps = [gap for gap in noted if gap.start_s <= end_s and gap.end_s > start_s]
         answer = Answer(
             answer=found.text,
             evidence=[
@@ -103,6 +115,7 @@ class Answerer:
             as_of_s=found.as_of_s,
             timings_ms=found.timings_ms,
             gaps=[Gap(start_s=g.start_s, end_s=g.end_s, reason=g.reason) for g in gaps[-MAX_GAPS:]],
+            span=_shown(asked),
         )
         return Reply(
             answer=answer,
@@ -111,7 +124,7 @@ class Answerer:
             finish="stop" if found.num_tokens < max_new_tokens else "length",
         )
 
-    def _memory(self, stream_id: str) -> VideoMemory:
+    def memory(self, stream_id: str) -> VideoMemory:
         """All that the stream has shown up to now, but for what retention deleted; StoreError when that is nothing."""
         memory = self._past_and_latest(stream_id)
         if not memory.segments:
@@ -122,35 +135,42 @@ class Answerer:
         return memory
 
     def _past_and_latest(self, stream_id: str) -> VideoMemory:
-        reader, info = self._reader(stream_id), self._opened().stream(stream_id)
+        reader, info = self._reader(stream_id), self.opened().stream(stream_id)
         if self._latest is None or info.state != "ingesting":
             return reader.refresh()
         segments = self._latest(stream_id, self._model.device)
-        past = (
-            reader.refresh()
-        )  # second: a segment that is committed in between is then in both, and not in neither
-        latest_past = self._latest_pasts.pop(stream_id, None) or LatestPast(self._engine)
+        past = reader.refresh()  # second: what is committed in between is then in both, and not in neither
+        latest_past = self._latest_pasts.pop(stream_id, None) or LatestPast(self.engine)
         self._latest_pasts[stream_id] = latest_past
         if len(self._latest_pasts) > MAX_WINDOWS:
             self._latest_pasts.popitem(last=False)
         return latest_past.joined(past, segments, str(info.config.get("guidance", "")))
 
     def _reader(self, stream_id: str) -> StreamReader:
-        reader = self._readers.pop(stream_id, None) or self._opened().reader(stream_id)
+        reader = self._readers.pop(stream_id, None) or self.opened().reader(stream_id)
         self._readers[stream_id] = reader
         while len(self._readers) > MAX_WARM:
             self._readers.popitem(last=False)
         return reader
 
-    def _opened(self) -> SegmentStore:
+    def opened(self) -> SegmentStore:
+        """The store, which only ingest writes."""
         if self._store is None:  # made by the ingest plane, perhaps after this process started
             self._store = SegmentStore.open(
-                self._config.store.root,
-                catalog_url=self._config.store.catalog_url,
+                self.config.store.root,
+                catalog_url=self.config.store.catalog_url,
                 identity=ModelIdentity.of(self._model),
                 read_only=True,
             )
         return self._store
+
+
+def _shown(asked: AskedSpan | None) -> Span | None:
+    """JSON has no infinity."""
+    if asked is None:
+        return None
+    start_s, end_s = (side if math.isfinite(side) else None for side in asked.span)
+    return Span(start_s=start_s, end_s=end_s, words=asked.words)
 
 
 def _check_earlier(turns: Sequence[Turn], max_chars: int) -> None:

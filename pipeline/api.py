@@ -9,7 +9,7 @@ from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi.responses import JSONResponse
 
 from actors.views import PlaneState, StreamView
-from pipeline import http_errors, openai
+from pipeline import dialogue, http_errors, openai
 from pipeline.dialogue import Picture
 from pipeline.keys import KeyFile
 from pipeline.schemas import (
@@ -18,6 +18,8 @@ from pipeline.schemas import (
     Health,
     NewStream,
     Question,
+    Search,
+    SearchResult,
     SegmentList,
     Stream,
     StreamList,
@@ -41,7 +43,7 @@ class Backend(openai.Asking, Protocol):
 
     async def remove_stream(self, stream_id: str) -> None: ...
 
-    async def ask(self, stream_id: str, question: str, max_new_tokens: int | None) -> Answer: ...
+    async def search(self, query: dialogue.SearchQuery) -> SearchResult: ...
 
     async def segments(self, stream_id: str, after: int, limit: int) -> SegmentList: ...
 
@@ -97,8 +99,29 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
 
     @app.post("/v1/streams/{stream_id}/questions")
     async def ask(stream_id: str, question: Question) -> Answer:
-        """Answers a question from what the stream has shown so far."""
-        return await backend.ask(stream_id, question.question, question.max_new_tokens)
+        """Answers a question from what the stream has shown so far, or in the span that is named."""
+        query = dialogue.Query(
+            stream_id,
+            question.question,
+            max_new_tokens=question.max_new_tokens,
+            start=question.start,
+            end=question.end,
+        )
+        return (await backend.reply(query)).answer
+
+    @app.post("/v1/search")
+    async def search(search: Search) -> SearchResult:
+        """Finds the streams that have shown what a question is about, and asks each of the best."""
+        query = dialogue.SearchQuery(
+            search.question,
+            None if search.streams == "*" else tuple(dict.fromkeys(search.streams)),
+            max_streams=search.max_streams,
+            answer=search.answer,
+            max_new_tokens=search.max_new_tokens,
+            start=search.start,
+            end=search.end,
+        )
+        return await backend.search(query)
 
     @app.get("/v1/streams/{stream_id}/segments")
     async def list_segments(

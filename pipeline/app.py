@@ -28,7 +28,7 @@ from actors.roles import ANSWER, ROLE_SHARE
 from actors.spawn import ensure_supervisor, find_supervisor
 from actors.views import PlaneState, StreamView
 from pipeline import schemas
-from pipeline.dialogue import Picture, Query, Reply
+from pipeline.dialogue import Picture, Query, Reply, SearchQuery
 from pipeline.http_errors import DeadlineError, OverloadedError
 from pipeline.keys import KeyFile, is_loopback
 from pipeline.settings import load_settings
@@ -46,6 +46,8 @@ WORDS_TRIES = 2
 """The same where the asker sees the answer come."""
 REPLICA_LOST = (RayActorError, DeploymentUnavailableError)
 RETRY_PAUSE_S = 0.2
+ALL_STREAMS = "*"
+"""Where questions to many streams go, in place of a stream: one replica then has them all warm."""
 CONTROL_S = 60.0
 """Adding a stream opens its source, removing one waits for the segment at hand."""
 
@@ -122,8 +124,10 @@ class Answer:
         from actors.latest import latest_segments
         from pipeline.answering import Answerer  # brings torch, which only this process needs
         from pipeline.footage import Footage
+        from pipeline.searching import Searcher
 
         self._answerer = Answerer(config, latest_segments)
+        self._searcher = Searcher(self._answerer)
         self._thread = ThreadPoolExecutor(1, "answer")
         self._footage = Footage(config.store)
         self._looks = ThreadPoolExecutor(1, "look")
@@ -165,6 +169,16 @@ class Answer:
     ) -> asyncio.Future[Reply]:
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._thread, self._answerer.answer, query, cancelled, on_text)
+
+    async def search(self, query: SearchQuery) -> schemas.SearchResult:
+        """See `Searcher.search`. Ends early when the asker has gone."""
+        cancelled = threading.Event()
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, self._searcher.search, query, cancelled)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
 
     async def segments(self, stream_id: str, after: int, limit: int) -> schemas.SegmentList:
         """See `Footage.segments`."""
@@ -227,9 +241,6 @@ class ServeBackend:
         stats: dict[str, float] = await self._supervise("stats")
         return stats
 
-    async def ask(self, stream_id: str, question: str, max_new_tokens: int | None) -> schemas.Answer:
-        return (await self.reply(Query(stream_id, question, max_new_tokens=max_new_tokens))).answer
-
     async def reply(self, query: Query) -> Reply:
         reply: Reply = await self._ask_replica("reply", query.stream_id, query)
         return reply
@@ -271,6 +282,10 @@ class ServeBackend:
                     yield piece
             finally:
                 reply.cancel()
+
+    async def search(self, query: SearchQuery) -> schemas.SearchResult:
+        result: schemas.SearchResult = await self._ask_replica("search", ALL_STREAMS, query)
+        return result
 
     async def segments(self, stream_id: str, after: int, limit: int) -> schemas.SegmentList:
         found: schemas.SegmentList = await self._ask_replica("segments", stream_id, stream_id, after, limit)

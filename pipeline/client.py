@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -60,9 +61,41 @@ class Client:
     def remove_stream(self, stream_id: str) -> None:
         self._call("DELETE", f"/v1/streams/{quote(stream_id, safe='')}")
 
-    def ask(self, stream_id: str, question: str, max_new_tokens: int | None = None) -> Json:
-        body = {"question": question, "max_new_tokens": max_new_tokens}
+    def ask(
+        self,
+        stream_id: str,
+        question: str,
+        max_new_tokens: int | None = None,
+        *,
+        start: float | str | None = None,
+        end: float | str | None = None,
+    ) -> Json:
+        """`start`, `end`: the part of the past to look at, in seconds of the stream or ISO times."""
+        body = {"question": question, "max_new_tokens": max_new_tokens, "from": start, "to": end}
         return self._call("POST", f"/v1/streams/{quote(stream_id, safe='')}/questions", body)
+
+    def search(
+        self,
+        question: str,
+        streams: Sequence[str] = (),
+        *,
+        max_streams: int = 5,
+        answer: bool = True,
+        max_new_tokens: int | None = None,
+        start: float | str | None = None,
+        end: float | str | None = None,
+    ) -> Json:
+        """Which of these streams, or of all, have shown it; `answer`: and what each of them answers."""
+        body = {
+            "question": question,
+            "streams": list(streams) or "*",
+            "max_streams": max_streams,
+            "answer": answer,
+            "max_new_tokens": max_new_tokens,
+            "from": start,
+            "to": end,
+        }
+        return self._call("POST", "/v1/search", body)
 
     def stats(self) -> dict[str, float]:
         return self._call("GET", "/v1/stats")

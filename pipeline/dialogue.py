@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from pipeline.schemas import Answer
 from streamkv.conversation import Turn
+from streamkv.when import Moment
 
 
 class Query(NamedTuple):
@@ -15,6 +16,26 @@ class Query(NamedTuple):
     question: str
     earlier: tuple[Turn, ...] = ()
     max_new_tokens: int | None = None  # None: the configuration's
+    start: Moment | None = None  # where the past that is looked at begins and ends; None: open
+    end: Moment | None = None
+
+
+class SearchQuery(NamedTuple):
+    """A question to many streams."""
+
+    question: str
+    streams: tuple[str, ...] | None = None  # None: all
+    max_streams: int = 5  # that are found
+    answer: bool = True  # each of these too
+    max_new_tokens: int | None = None
+    start: Moment | None = None
+    end: Moment | None = None
+
+    def of(self, stream_id: str) -> Query:
+        """The same question to one of them."""
+        return Query(
+            stream_id, self.question, max_new_tokens=self.max_new_tokens, start=self.start, end=self.end
+        )
 
 
 class Reply(NamedTuple):

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from actors.views import GapView, LiveView, StreamView
+
+Moment = Annotated[float, Field(strict=True, allow_inf_nan=False)] | Annotated[str, Field(max_length=64)]
+From = Annotated[
+    Moment | None,
+    Field(
+        alias="from", description="only what was shown from then on: seconds of the stream, or an ISO time"
+    ),
+]
+To = Annotated[Moment | None, Field(alias="to", description="only what was shown before then")]
 
 
 def _example(**values: Any) -> ConfigDict:
@@ -168,10 +177,14 @@ class SegmentList(BaseModel):
 class Question(BaseModel):
     """A question about one stream's past."""
 
-    model_config = _example(question="what colour is the bus at 14:07?", max_new_tokens=32)
+    model_config = _example(
+        question="what colour is the bus at 14:07?", max_new_tokens=32, **{"from": 120, "to": 180}
+    )
 
     question: str
     max_new_tokens: Annotated[int | None, Field(ge=1, le=4096, description="default: the server's")] = None
+    start: From = None
+    end: To = None
 
 
 class Evidence(BaseModel):
@@ -181,6 +194,14 @@ class Evidence(BaseModel):
     start_s: float
     end_s: float
     weight: Annotated[float, Field(description="share of the answer's attention to video")]
+
+
+class Span(BaseModel):
+    """The part of a stream's past that was looked at, in seconds of stream time; null where a side is open."""
+
+    start_s: float | None
+    end_s: float | None
+    words: Annotated[str | None, Field(description="of the question, that say so; null: `from` and `to`")]
 
 
 class Answer(BaseModel):
@@ -195,6 +216,7 @@ class Answer(BaseModel):
                     "as_of_s": 600.0,
                     "timings_ms": {"search": 1.2, "first_token": 31.0, "total": 40.5},
                     "gaps": [],
+                    "span": {"start_s": 120.0, "end_s": 180.0, "words": None},
                 }
             ]
         }
@@ -205,6 +227,80 @@ class Answer(BaseModel):
     as_of_s: Annotated[float, Field(description="stream time up to which the stream was read")]
     timings_ms: dict[str, float]
     gaps: Annotated[list[Gap], Field(description="footage that is missing from what was read")]
+    span: Annotated[Span | None, Field(description="what the answer was restricted to; null: nothing")] = None
+
+
+class Search(BaseModel):
+    """A question to many streams: which of them have shown it, and when?"""
+
+    model_config = _example(question="where is the red truck?", streams=["lobby", "yard"], max_streams=3)
+
+    question: str
+    streams: Annotated[
+        Literal["*"] | Annotated[list[str], Field(min_length=1, max_length=10_000)],
+        Field(description="ids, or `*` for all"),
+    ] = "*"
+    max_streams: Annotated[int, Field(ge=1, le=100, description="as many as are found at most")] = 5
+    answer: Annotated[bool, Field(description="whether each of these is asked, too")] = True
+    max_new_tokens: Annotated[int | None, Field(ge=1, le=4096, description="default: the server's")] = None
+    start: From = None
+    end: To = None
+
+
+class FoundMoment(BaseModel):
+    """A segment that the search found."""
+
+    segment: int
+    start_s: float
+    end_s: float
+    score: float
+
+
+class FoundStream(BaseModel):
+    """A stream that the search found."""
+
+    stream_id: str
+    score: Annotated[
+        float, Field(description="of its best moment; compares the streams and moments of one search only")
+    ]
+    moments: Annotated[list[FoundMoment], Field(description="best first, a few")]
+    answer: Annotated[Answer | None, Field(description="of this stream alone; null: none was asked for")]
+
+
+class SkippedStream(BaseModel):
+    """A stream that was not searched."""
+
+    stream_id: str
+    reason: str
+
+
+class SearchResult(BaseModel):
+    """The streams that fit a question best."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "streams": [
+                        {
+                            "stream_id": "lobby",
+                            "score": 21.4,
+                            "moments": [{"segment": 12, "start_s": 143.0, "end_s": 152.0, "score": 21.4}],
+                            "answer": None,
+                        }
+                    ],
+                    "searched": 63,
+                    "skipped": [{"stream_id": "yard", "reason": "nothing is committed yet"}],
+                    "timings_ms": {"search": 40.2, "total": 41.0},
+                }
+            ]
+        }
+    )
+
+    streams: Annotated[list[FoundStream], Field(description="best first")]
+    searched: Annotated[int, Field(description="streams that were looked at")]
+    skipped: list[SkippedStream]
+    timings_ms: Annotated[dict[str, float], Field(description="search, total")]
 
 
 class ErrorBody(BaseModel):

@@ -98,8 +98,38 @@ def print_answer(answer: dict[str, Any]) -> None:
     out.print(table)
     times = "  ".join(f"{name} {ms:.0f} ms" for name, ms in answer["timings_ms"].items())
     out.print(f"[dim]as of {clock(answer['as_of_s'])}   {times}[/]", highlight=False)
+    if answer["span"]:
+        out.print(span_text(answer["span"]), highlight=False)
     for gap in answer["gaps"]:
         out.print(f"[yellow]{gap_text(gap)}[/]", highlight=False)
+
+
+def print_found(found: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("stream", "answer", "from", "to", "score"):
+        table.add_column(name, justify="left" if name in ("stream", "answer") else "right", overflow="fold")
+    for stream in found["streams"]:
+        answer = escape(stream["answer"]["answer"]) if stream["answer"] else ""
+        for moment in stream["moments"]:
+            times = (clock(moment["start_s"]), clock(moment["end_s"]), f"{moment['score']:.1f}")
+            is_first = moment is stream["moments"][0]
+            table.add_row(*((escape(stream["stream_id"]), answer) if is_first else ("", "")), *times)
+    out.print(table)
+    out.print(f"[dim]{found['searched']} streams searched in {found['timings_ms']['search']:.0f} ms[/]")
+    for skipped in found["skipped"]:
+        out.print(
+            f"[yellow]not searched: {escape(skipped['stream_id'])} ({escape(skipped['reason'])})[/]",
+            highlight=False,
+        )
+
+
+def span_text(span: dict[str, Any]) -> str:
+    """`looked at 1:00 to 2:00 only`, and which words of the question say so."""
+    start_s, end_s = span["start_s"], span["end_s"]
+    start = "the beginning" if start_s is None else clock(max(start_s, 0))
+    end = "the end" if end_s is None else clock(max(end_s, 0))
+    because = f" ({escape(span['words'])})" if span["words"] else ""
+    return f"looked at {start} to {end} only{because}"
 
 
 def gap_text(gap: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -294,6 +295,21 @@ class ServeConfig:
     """Questions see what a stream has shown up to now; else what is committed, without the prefill of the rest."""
     max_queued: int = 64
     """Questions that may wait for a replica; more are refused with 503."""
+    time_phrases: bool = True
+    """Words of a question such as `in the last five minutes` restrict what is looked at (docs/api.md)."""
+    time_zone: str = "UTC"
+    """IANA name of the zone of times that name none, such as `Europe/Berlin`."""
+
+    def __post_init__(self) -> None:
+        allowed = "an IANA time zone, such as UTC or Europe/Berlin"
+        _check([_need(_is_zone(self.time_zone), "serve.time_zone", self.time_zone, allowed)])
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        return name == "UTC" or bool(ZoneInfo(name))  # UTC is there without the zones' own database
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        return False
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ An answer's cache, in each layer (positions are rows, so no position is ever sto
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -19,13 +18,15 @@ from torch import Tensor
 
 from streamkv.attention import KV, attend_with_weights, grouped_queries, grouped_query
 from streamkv.compression import make_compressor
-from streamkv.config import MethodConfig
+from streamkv.config import MethodConfig, RetrieveConfig
 from streamkv.conversation import Turn
 from streamkv.errors import ForeignStoreError, QuestionError, StoreError
-from streamkv.memory import SegmentInfo, VideoMemory
+from streamkv.excerpt import Span, between
+from streamkv.memory import VideoMemory, find_segment
 from streamkv.models.base import QuestionPrompt, VideoLLM
 from streamkv.prefill import StreamWindow, prefill_segment, prefill_system
-from streamkv.retrieval import BlockChoice, Candidates, Query, make_retriever
+from streamkv.retrieval import BlockChoice, Candidates, Query, Retriever, TopK, make_retriever
+from streamkv.retrieval.agreement import segment_scores
 from streamkv.segmentation import Segmenter
 from streamkv.types import Answer, Evidence, LayerBlocks, Segment, SegmentKV
 
@@ -102,6 +103,7 @@ class Engine:
         self.model = model
         self.method = method
         self.retriever = make_retriever(method, model.geometry)
+        self.finder = TopK(_for_finding(method), model.geometry)
         make_compressor(method.compress)  # an unknown name fails here, not at the first segment
         Segmenter(method.segment)
         self.system = prefill_system(model)
@@ -124,16 +126,20 @@ class Engine:
         memory: VideoMemory,
         question: str,
         *,
+        span: Span | None = None,
         earlier: Sequence[Turn] = (),
         max_new_tokens: int = 128,
         on_token: OnToken | None = None,
     ) -> Answer:
         """Answers greedily from what `memory` holds. An error of `on_token` ends the answer and is raised.
 
-        `earlier` turns are read with the question; what is looked for in `memory` are the question's words.
+        `earlier` turns are read with the question; what is looked for in `memory` are the question's words, and only
+        in segments that overlap `span`. QuestionError when none does.
         """
         watch = _Stopwatch()
-        reading = self.read(memory, question, earlier=earlier, max_new_tokens=max_new_tokens, watch=watch)
+        reading = self.read(
+            memory, question, span=span, earlier=earlier, max_new_tokens=max_new_tokens, watch=watch
+        )
         text = _TextStream(self.model, on_token)
         self._generate(reading, max_new_tokens, text, watch)
         return Answer(
@@ -152,6 +158,7 @@ class Engine:
         memory: VideoMemory,
         question: str,
         *,
+        span: Span | None = None,
         earlier: Sequence[Turn] = (),
         max_new_tokens: int = 128,
         watch: _Stopwatch | None = None,
@@ -163,12 +170,29 @@ class Engine:
         """
         question = check_question(question, max_chars=len(question))
         self._check_memory(memory)
+        if span is not None:
+            memory = between(memory, span)
         prompt = self.model.question_prompt(question, earlier)
-        run = _PromptRun(self, memory, prompt, max_new_tokens, watch or _Stopwatch())
+        run = _PromptRun(self, self.retriever, memory, prompt, max_new_tokens, watch or _Stopwatch())
         run.search()
         if self.retriever.is_adaptive:
             run.adapt()
         return run.finish()
+
+    @torch.inference_mode()
+    def find(self, memory: VideoMemory, question: str, finder: Retriever | None = None) -> dict[int, float]:
+        """Segments that the question finds, with their scores: how far they stand out, summed over layers.
+
+        Whatever the policy of answers, each layer looks by `topk` among all of `memory`; what it reads there shapes
+        the queries of later layers, and that finds far more than the bare question does (`bench.search` measures both).
+        `finder`: another retriever than that.
+        """
+        question = check_question(question, max_chars=len(question))
+        self._check_memory(memory)
+        prompt = self.model.question_prompt(question, ())
+        run = _PromptRun(self, finder or self.finder, memory, prompt, 0, _Stopwatch())
+        run.search()
+        return segment_scores(run.candidates)
 
     def _check_memory(self, memory: VideoMemory) -> None:
         if not memory.segments:
@@ -212,23 +236,35 @@ class Engine:
         return attend_with_weights(self.model.rope(q_THd, positions), cache.keys, cache.values)
 
 
+def _for_finding(method: MethodConfig) -> MethodConfig:
+    """Latest blocks are those of one stream among many; and scoring every block would open every file."""
+    candidates = method.retrieve.candidate_segments or RetrieveConfig.candidate_segments
+    return replace(method, retrieve=replace(method.retrieve, recent_blocks=0, candidate_segments=candidates))
+
+
 class _PromptRun:
     """The question's prompt on its way through the layers; holds what the runs share."""
 
     def __init__(
-        self, engine: Engine, memory: VideoMemory, prompt: QuestionPrompt, room: int, watch: _Stopwatch
+        self,
+        engine: Engine,
+        retriever: Retriever,
+        memory: VideoMemory,
+        prompt: QuestionPrompt,
+        room: int,
+        watch: _Stopwatch,
     ) -> None:
-        self._engine, self._memory, self._prompt = engine, memory, prompt
+        self._engine, self._retriever, self._memory, self._prompt = engine, retriever, memory, prompt
         self._room, self._watch = room, watch
         self._queries: list[Query] = []  # of each layer
-        self._candidates: list[Candidates] = []
+        self.candidates: list[Candidates] = []
         self._layers: list[LayerReading] = []
         self._hidden_TD = prompt.embeds_TD
         watch.lap("query")
 
     def search(self) -> None:
         """All layers, each choosing by its own query; where counts adapt, the last layer only searches."""
-        adapts, last = self._engine.retriever.is_adaptive, self._engine.model.num_layers - 1
+        adapts, last = self._retriever.is_adaptive, self._engine.model.num_layers - 1
         for layer in range(last if adapts else last + 1):
             self._run_layer(layer, self._search_layer, "query" if adapts else "prefill")
         if adapts:
@@ -239,8 +275,8 @@ class _PromptRun:
 
     def adapt(self) -> None:
         """Again from the first layer whose count, and so whose choice, the scores of all layers change."""
-        retriever = self._engine.retriever
-        candidates = retriever.reconsider(self._memory, self._queries, self._candidates)
+        retriever = self._retriever
+        candidates = retriever.reconsider(self._memory, self._queries, self.candidates)
         counts = retriever.allocate(candidates)
         choices = [retriever.choose(c, n) for c, n in zip(candidates, counts, strict=True)]
         self._watch.lap("search")
@@ -258,15 +294,15 @@ class _PromptRun:
         return reading
 
     def _search_layer(self, layer: int, q_THd: Tensor) -> BlockChoice:
-        retriever, num_kv_heads = self._engine.retriever, self._engine.model.geometry.num_kv_heads
+        retriever, num_kv_heads = self._retriever, self._engine.model.geometry.num_kv_heads
         similarity = retriever.method.retrieve.similarity
         asked_THd = q_THd[self._prompt.question]
         query = Query(
             grouped_query(asked_THd, num_kv_heads, similarity), grouped_queries(asked_THd, num_kv_heads)
         )
         self._queries.append(query)
-        self._candidates.append(retriever.look(self._memory, layer, query))
-        return retriever.choose(self._candidates[-1])
+        self.candidates.append(retriever.look(self._memory, layer, query))
+        return retriever.choose(self.candidates[-1])
 
     def _run_layer(self, layer: int, choose: Callable[[int, Tensor], BlockChoice], phase: str) -> None:
         model, hidden_TD = self._engine.model, self._hidden_TD
@@ -319,14 +355,8 @@ def find_evidence(reading: Reading, memory: VideoMemory, count: int = NUM_EVIDEN
             weights[segment_no] = weights.get(segment_no, 0.0) + float(share) / len(reading.layers)
             num_layers[segment_no] = num_layers.get(segment_no, 0) + 1
     heaviest = sorted(weights, key=lambda no: (-weights[no], no))[:count]
-    found = ((no, _segment(memory, no)) for no in heaviest)
+    found = ((no, find_segment(memory, no)) for no in heaviest)
     return tuple(Evidence(no, s.start_s, s.end_s, weights[no], num_layers[no]) for no, s in found)
-
-
-def _segment(memory: VideoMemory, segment_no: int) -> SegmentInfo:
-    """Segments are in order of their numbers, and there may be a hundred thousand."""
-    segments = memory.segments
-    return segments[bisect_left(segments, segment_no, key=lambda s: s.segment_no)]
 
 
 class _TextStream:

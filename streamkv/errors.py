@@ -4,7 +4,7 @@ StreamKVError
 ├── ConfigError           a setting is unknown, mistyped or out of range
 ├── SourceError           a video cannot be opened or read at all
 ├── ModelError            a checkpoint cannot be loaded or is of an unknown family
-├── QuestionError         a question is empty or too long
+├── QuestionError         a question is empty or too long, or about a time without footage
 ├── BatchError            a batch's questions, footage or output cannot be used
 ├── SuiteError            an evaluation's annotations are missing or malformed
 │   └── MissingVideoError     a video that the annotations name is not in the folder
@@ -40,7 +40,7 @@ class ModelError(StreamKVError):
 
 
 class QuestionError(StreamKVError, ValueError):
-    """A question is empty or longer than the configured limit."""
+    """A question is empty or longer than the configured limit, or the time that it names cannot be looked at."""
 
 
 class BatchError(StreamKVError):

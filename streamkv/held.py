@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from streamkv.memory import BlockTable, SegmentInfo, VideoMemory
+from streamkv.memory import BlockTable, Ranked, SegmentInfo, VideoMemory
 from streamkv.types import Geometry, LayerBlocks
 
 HELD_BYTES = 256 * 2**20
@@ -38,11 +38,13 @@ class HeldVideo:
     def segments(self) -> tuple[SegmentInfo, ...]:
         return self._memory.segments
 
-    def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
-        return self._memory.search(layer, query, k)
+    def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
+        return self._memory.search(layer, query, k, among)
 
-    def search_each(self, layer: int, queries: Tensor, k: int) -> list[np.ndarray]:
-        return self._memory.search_each(layer, queries, k)
+    def search_each(
+        self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
+    ) -> list[Ranked]:
+        return self._memory.search_each(layer, queries, k, among)
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         key = (layer, None if segment_nos is None else segment_nos.tobytes())

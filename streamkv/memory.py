@@ -6,9 +6,10 @@ one-process use. The engine knows neither.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -38,6 +39,18 @@ class BlockTable:
         return int(self.segment_nos.shape[0])
 
 
+class Ranked(NamedTuple):
+    """What a search found, best first."""
+
+    segment_nos: np.ndarray  # (F,) int64
+    scores: np.ndarray  # (F,) float32: inner products
+
+    def best(self, k: int) -> Ranked:
+        """At most k; of equals those with the lower number."""
+        order = np.lexsort((self.segment_nos, -self.scores))[:k]
+        return Ranked(self.segment_nos[order], self.scores[order])
+
+
 class VideoMemory(Protocol):
     """One stream's committed past, at one moment: it does not change while an answer reads it."""
 
@@ -54,14 +67,17 @@ class VideoMemory(Protocol):
         """In time order."""
         ...
 
-    def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
+    def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
         """Segments whose summary vectors of `layer` have the largest inner product with query (G * d,).
 
-        At most k of their numbers, best first, int64.
+        At most k of their numbers, best first, int64. `among`: the only segments that are looked at, as ascending
+        numbers; None: all.
         """
         ...
 
-    def search_each(self, layer: int, queries: Tensor, k: int) -> list[np.ndarray]:
+    def search_each(
+        self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
+    ) -> list[Ranked]:
         """What `search` finds for each of the queries (Q, G * d), in one pass over the vectors."""
         ...
 
@@ -106,17 +122,18 @@ class InMemoryVideo:
             SegmentInfo(s.segment_no, s.start_s, s.end_s, s.num_frames) for s in self._by_no.values()
         )
 
-    def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
-        return self.search_each(layer, query[None], k)[0]
+    def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
+        return self.search_each(layer, query[None], k, among)[0].segment_nos
 
-    def search_each(self, layer: int, queries: Tensor, k: int) -> list[np.ndarray]:
-        if not self._by_no:
-            return [np.empty(0, np.int64) for _ in queries]
-        vectors = torch.stack([s.summary_vectors[layer] for s in self._by_no.values()]).cpu()
+    def search_each(
+        self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
+    ) -> list[Ranked]:
+        segment_nos = np.array([no for no in self._by_no if among is None or no in among], np.int64)
+        if not len(segment_nos):
+            return [Ranked(segment_nos, np.empty(0, np.float32)) for _ in queries]
+        vectors = torch.stack([self._by_no[no].summary_vectors[layer] for no in segment_nos.tolist()]).cpu()
         scores_QS = queries.cpu().float() @ vectors.T
-        best_QK = torch.sort(scores_QS, dim=1, descending=True, stable=True).indices[:, :k]
-        segment_nos = np.array(list(self._by_no), np.int64)
-        return [segment_nos[rows.numpy()] for rows in best_QK]
+        return [Ranked(segment_nos, scores.numpy()).best(k) for scores in scores_QS]
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         wanted = set(self._by_no) if segment_nos is None else {int(no) for no in segment_nos}
@@ -150,3 +167,9 @@ def last_blocks(memory: VideoMemory, layer: int, count: int) -> BlockTable:
     table = memory.table(layer, np.array(latest, np.int64))
     start = max(0, table.num_blocks - count)
     return BlockTable(table.segment_nos[start:], table.slots[start:], table.mean_keys[start:])
+
+
+def find_segment(memory: VideoMemory, segment_no: int) -> SegmentInfo:
+    """The segment of that number, which is there. There may be a hundred thousand, in the order of their numbers."""
+    segments = memory.segments
+    return segments[bisect_left(segments, segment_no, key=lambda s: s.segment_no)]

@@ -17,4 +17,15 @@ UrlOption = Annotated[
     str,
     typer.Option("--url", envvar="STREAMKV_URL", help="Address of a server elsewhere; default: the home's."),
 ]
+FromOption = Annotated[
+    str,
+    typer.Option(
+        "--from",
+        metavar="TIME",
+        help="Look only at what was shown from then on: seconds of the stream, or, where it is live, an ISO time.",
+    ),
+]
+ToOption = Annotated[
+    str, typer.Option("--to", metavar="TIME", help="Look only at what was shown before then.")
+]
 DEFAULT = DEFAULT_HOME

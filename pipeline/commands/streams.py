@@ -1,4 +1,4 @@
-"""`add`, `ls`, `rm` and `ask`: what a running server is asked for."""
+"""`add`, `ls`, `rm`, `ask` and `search`: what a running server is asked for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from pipeline.commands.options import DEFAULT, HomeOption, JsonOption, UrlOption
-from pipeline.show import print_answer, print_streams, wait_for_streams
+from pipeline.commands.options import DEFAULT, FromOption, HomeOption, JsonOption, ToOption, UrlOption
+from pipeline.show import print_answer, print_found, print_streams, wait_for_streams
 from pipeline.terminal import FAILED, friendly, out, print_json
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: [bold]streamkv ls[/]")(ls)
     app.command(epilog="Example: [bold]streamkv rm lobby[/]")(rm)
     app.command(epilog="Example: [bold]streamkv ask lobby 'what colour is the bus at 14:07?'[/]")(ask)
+
+    app.command(epilog="Example: [bold]streamkv search 'where is the red truck?'[/]")(search)
 
 
 def connect(home: str, url: str) -> Client:
@@ -97,15 +99,46 @@ def rm(
 def ask(
     stream_id: Annotated[str, typer.Argument(metavar="STREAM")],
     question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    start: FromOption = "",
+    end: ToOption = "",
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer; 0: the server's own.")] = 0,
     home: HomeOption = DEFAULT,
     url: UrlOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a question about what a stream has shown, and see what the answer rests on."""
+    """Ask a question about what a stream has shown, and see what the answer rests on.
+
+    Words that name a span of time restrict what is looked at: in the last five minutes, at 1:20:05 into the video;
+    for a live stream also: since 14:30, between 10:00 and 10:15. So do --from and --to, which come first.
+    """
     with friendly(as_json=as_json), connect(home, url) as client:
-        answer = client.ask(stream_id, question, max_new_tokens or None)
+        answer = client.ask(stream_id, question, max_new_tokens or None, start=start or None, end=end or None)
         if as_json:
             print_json(answer)
         else:
             print_answer(answer)
+
+
+def search(
+    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    stream: Annotated[
+        list[str] | None,
+        typer.Option("--stream", metavar="ID", help="Search this one; repeat for more. Default: all."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, max=100, help="Streams to find, at most.")] = 5,
+    answers: Annotated[bool, typer.Option(help="Ask each of them, too.")] = True,
+    start: FromOption = "",
+    end: ToOption = "",
+    home: HomeOption = DEFAULT,
+    url: UrlOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask all streams at once: which of them have shown it, when, and what each answers."""
+    with friendly(as_json=as_json), connect(home, url) as client:
+        found = client.search(
+            question, stream or (), max_streams=top, answer=answers, start=start or None, end=end or None
+        )
+        if as_json:
+            print_json(found)
+        else:
+            print_found(found)

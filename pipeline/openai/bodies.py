@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from pipeline.schemas import Evidence, Gap
+from pipeline.schemas import Evidence, From, Gap, Span, To
 
 MODEL = "streamkv"
 MAX_TOKENS = 4096
@@ -59,6 +59,8 @@ class ChatRequest(BaseModel):
     model: Annotated[str, Field(description="`streamkv/STREAM`, or `streamkv` with a `stream_id`")]
     messages: Annotated[list[Message], Field(min_length=1, description="the last one is the question")]
     stream_id: Annotated[str | None, Field(description="the video stream that is asked about")] = None
+    start: From = None
+    end: To = None
     stream: Annotated[bool | None, Field(description="the answer piece by piece, as events")] = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: Tokens = None
@@ -73,6 +75,7 @@ class Details(BaseModel):
     as_of_s: Annotated[float, Field(description="stream time up to which the stream was read")]
     timings_ms: dict[str, float]
     gaps: Annotated[list[Gap], Field(description="footage that is missing from what was read")]
+    span: Annotated[Span | None, Field(description="what the answer was restricted to; null: nothing")]
     ignored: Annotated[list[str], Field(description="parameters of the request that had no effect")]
 
 
@@ -121,6 +124,7 @@ class ChatCompletion(BaseModel):
                         "as_of_s": 600.0,
                         "timings_ms": {"search": 1.2, "first_token": 31.0, "total": 40.5},
                         "gaps": [],
+                        "span": None,
                         "ignored": ["temperature"],
                     },
                 }

@@ -70,6 +70,7 @@ class Writer:
             as_of_s=answer.as_of_s,
             timings_ms=answer.timings_ms,
             gaps=answer.gaps,
+            span=answer.span,
             ignored=self._ignored,
         )
 

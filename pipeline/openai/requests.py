@@ -59,6 +59,8 @@ def read_query(request: ChatRequest) -> Query:
             Turn("assistant" if who == "assistant" else "user", text) for who, text in said if text.strip()
         ),
         max_new_tokens=request.max_completion_tokens or request.max_tokens,
+        start=request.start,
+        end=request.end,
     )
 
 

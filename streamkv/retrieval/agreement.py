@@ -47,6 +47,13 @@ def agreed_segments(candidates: Sequence[Candidates], count: int, share: float =
     Z-scores count from the layer's lowest; that is what a segment gets where it is no candidate. Of equals the
     earlier one. A segment with less than `share` of the best one's sum is left out.
     """
+    sums = segment_scores(candidates)
+    ranked = sorted(sums, key=lambda no: (-sums[no], no))[:count]
+    return [no for no in ranked if sums[no] >= share * sums[ranked[0]]]
+
+
+def segment_scores(candidates: Sequence[Candidates]) -> dict[int, float]:
+    """What `agreed_segments` ranks by, of every segment that is a candidate in any layer."""
     sums: dict[int, float] = {}
     for c in candidates:
         if not c.num_blocks:
@@ -55,8 +62,7 @@ def agreed_segments(candidates: Sequence[Candidates], count: int, share: float =
         z = zscores(np.maximum.reduceat(c.scores.double().numpy(), first))
         for no, above_lowest in zip(nos.tolist(), (z - z.min()).tolist(), strict=True):
             sums[no] = sums.get(no, 0.0) + above_lowest
-    ranked = sorted(sums, key=lambda no: (-sums[no], no))[:count]
-    return [no for no in ranked if sums[no] >= share * sums[ranked[0]]]
+    return sums
 
 
 def zscores(scores: np.ndarray) -> np.ndarray:

@@ -73,7 +73,8 @@ class Coverage(Agreement):
         if not wanted:
             return None
         each = max(1, TOKEN_CANDIDATES * wanted // len(queries_QD))
-        return np.unique(np.concatenate(memory.search_each(layer, queries_QD, min(wanted, each))))
+        found = memory.search_each(layer, queries_QD, min(wanted, each))
+        return np.unique(np.concatenate([ranked.segment_nos for ranked in found]))
 
 
 def cover(gains_TS: np.ndarray, count: int, least: float) -> list[int]:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from streamkv.memory import Ranked
 from streamkv.store import ann
 
 
@@ -32,6 +34,29 @@ class _Shard:
     def live(self, first_segment_no: int) -> np.ndarray:
         """(S,) which rows are of segments that are still there."""
         return self.segment_nos >= first_segment_no
+
+    @cached_property
+    def is_ascending(self) -> bool:
+        """Segments whose vectors had to be read from their files may come late."""
+        return bool((np.diff(self.segment_nos) > 0).all())
+
+    def rows_of(self, among: np.ndarray | None, first_segment_no: int) -> range | np.ndarray:
+        """The rows of those of these segments (ascending numbers) that are still there; a range where they are one."""
+        if among is None:
+            return self._rows_from(first_segment_no)
+        among = among[np.searchsorted(among, first_segment_no) :]
+        if not len(among):
+            return range(0)
+        first, last = int(among[0]), int(among[-1])
+        if self.is_ascending and last - first + 1 == len(among):
+            start, stop = np.searchsorted(self.segment_nos, (first, last + 1)).tolist()
+            return range(start, stop)
+        return np.flatnonzero(np.isin(self.segment_nos, among))
+
+    def _rows_from(self, first_segment_no: int) -> range | np.ndarray:
+        if self.is_ascending:
+            return range(int(np.searchsorted(self.segment_nos, first_segment_no)), self.num_segments)
+        return np.flatnonzero(self.live(first_segment_no))
 
 
 @dataclass(frozen=True)
@@ -80,19 +105,27 @@ class SummaryIndex:
         """With other shards in place of those of these ids; an id that is no longer there is passed over."""
         return replace(self, _shards=tuple(shards.get(id(shard), shard) for shard in self._shards))
 
-    def search(self, layer: int, query: Tensor, k: int) -> np.ndarray:
-        """At most k segment numbers, int64, largest inner product with query (G * d,) first."""
-        return self.search_each(layer, query[None], k)[0]
+    def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
+        """At most k segment numbers, int64, largest inner product with query (G * d,) first.
 
-    def search_each(self, layer: int, queries: Tensor, k: int) -> list[np.ndarray]:
+        `among`: the only segments that are looked at, as ascending numbers; None: all.
+        """
+        return self.search_each(layer, query[None], k, among)[0].segment_nos
+
+    def search_each(
+        self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
+    ) -> list[Ranked]:
         """What `search` finds for each of the queries (Q, G * d); each shard is passed over once."""
-        if k <= 0 or not self._shards:
-            return [np.empty(0, np.int64) for _ in queries]
+        if k <= 0 or not self._shards or (among is not None and not len(among)):
+            return [Ranked(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
         rows = np.ascontiguousarray(queries.detach().float().cpu().numpy())
-        found = [_search(shard, layer, rows, k, self.first_segment_no) for shard in self._shards]
+        found = [_search(shard, layer, rows, k, among, self.first_segment_no) for shard in self._shards]
         scores_QF = np.concatenate([scores for scores, _ in found], axis=1)
         segment_nos_QF = np.concatenate([segment_nos for _, segment_nos in found], axis=1)
-        return [_best(*pair, k) for pair in zip(scores_QF, segment_nos_QF, strict=True)]
+        return [
+            Ranked(segment_nos[segment_nos >= 0], scores[segment_nos >= 0]).best(k)
+            for segment_nos, scores in zip(segment_nos_QF, scores_QF, strict=True)
+        ]
 
 
 def _shard(segment_nos: np.ndarray, vectors_SLc: np.ndarray) -> _Shard:
@@ -128,24 +161,20 @@ def _flat(parts: list[np.ndarray]) -> Any:
 
 
 def _search(
-    shard: _Shard, layer: int, queries: np.ndarray, k: int, first_segment_no: int
+    shard: _Shard,
+    layer: int,
+    queries: np.ndarray,
+    k: int,
+    among: np.ndarray | None,
+    first_segment_no: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, k') scores and segment numbers; -1 where FAISS found none, as where an inner product is NaN.
-
-    Asks for more until every query has k live ones, since deleted ones may score highest.
-    """
-    live = shard.live(first_segment_no)
-    wanted = min(k, int(np.count_nonzero(live)))
-    asked = wanted
-    while True:
-        scores, rows = shard.layers[layer].search(queries, asked)
-        is_found = (rows >= 0) & live[rows]
-        if asked == shard.num_segments or (np.count_nonzero(is_found, axis=1) >= wanted).all():
-            return scores, np.where(is_found, shard.segment_nos[rows], -1)
-        asked = min(2 * asked, shard.num_segments)
-
-
-def _best(scores: np.ndarray, segment_nos: np.ndarray, k: int) -> np.ndarray:
-    is_found = segment_nos >= 0
-    scores, segment_nos = scores[is_found], segment_nos[is_found]
-    return segment_nos[np.lexsort((segment_nos, -scores))[:k]]
+    """(Q, k') scores and segment numbers; -1 where FAISS found none, as where an inner product is NaN."""
+    allowed = shard.rows_of(among, first_segment_no)
+    k = min(k, len(allowed))
+    if not k:
+        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    if len(allowed) == shard.num_segments:
+        scores, rows = shard.layers[layer].search(queries, k)
+    else:
+        scores, rows = ann.search_rows(shard.layers[layer], queries, k, allowed)
+    return scores, np.where(rows >= 0, shard.segment_nos[rows], -1)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, SegmentGoneError, StoreError
-from streamkv.memory import BlockTable, SegmentInfo
+from streamkv.memory import BlockTable, Ranked, SegmentInfo
 from streamkv.store.catalog import Catalog, Progress
 from streamkv.store.codecs import Codec
 from streamkv.store.index import SummaryIndex, faster
@@ -132,11 +132,13 @@ class StreamSnapshot:
         places = self._places.values()
         return tuple(SegmentInfo(p.segment_no, p.start_s, p.end_s, p.num_frames) for p in places)
 
-    def search(self, layer: int, query: torch.Tensor, k: int) -> np.ndarray:
-        return self._index.search_each(layer, query[None], k)[0]
+    def search(self, layer: int, query: torch.Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
+        return self._index.search(layer, query, k, among)
 
-    def search_each(self, layer: int, queries: torch.Tensor, k: int) -> list[np.ndarray]:
-        return self._index.search_each(layer, queries, k)
+    def search_each(
+        self, layer: int, queries: torch.Tensor, k: int, among: np.ndarray | None = None
+    ) -> list[Ranked]:
+        return self._index.search_each(layer, queries, k, among)
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         """Opens only the files of the segments named, in whatever order; each counts once."""

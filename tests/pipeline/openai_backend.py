@@ -15,7 +15,7 @@ from test_api import FakeBackend
 
 from pipeline.api import make_api
 from pipeline.dialogue import Picture, Query, Reply
-from pipeline.schemas import Answer, Evidence, Gap, Segment, SegmentList
+from pipeline.schemas import Answer, Evidence, Gap, Segment, SegmentList, Span
 from pipeline.server import usable_port
 
 ANSWER = Answer(
@@ -24,6 +24,7 @@ ANSWER = Answer(
     as_of_s=28.0,
     timings_ms={"total": 12.5},
     gaps=[Gap(start_s=4.0, end_s=6.0, reason="2 pictures did not decode")],
+    span=Span(start_s=0.0, end_s=None, words=None),
 )
 REPLY = Reply(ANSWER, prompt_tokens=11, completion_tokens=3, finish="stop")
 DETAILS = {**ANSWER.model_dump(exclude={"answer"}), "stream_id": "lobby", "ignored": []}
@@ -39,7 +40,6 @@ class Backend(FakeBackend):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queries: list[Query] = []
         self.late_error: Exception | None = None
         self.is_endless = False
         self.was_closed = threading.Event()

@@ -14,6 +14,7 @@ from actors.failures import NotReadyError, WorkerLostError
 from actors.views import GapView, PlaneState, StreamView
 from pipeline import schemas
 from pipeline.api import MAX_BODY_BYTES, make_api
+from pipeline.dialogue import Query, Reply, SearchQuery
 from pipeline.http_errors import STATUS, DeadlineError, OverloadedError, status_of
 from streamkv import errors
 
@@ -39,6 +40,15 @@ ANSWER = schemas.Answer(
     as_of_s=28.0,
     timings_ms={"total": 12.5},
     gaps=[],
+    span=schemas.Span(start_s=0.5, end_s=None, words="since 9:05"),
+)
+
+MOMENT = schemas.FoundMoment(segment=2, start_s=1.0, end_s=2.0, score=7.5)
+FOUND = schemas.SearchResult(
+    streams=[schemas.FoundStream(stream_id="lobby", score=7.5, moments=[MOMENT], answer=ANSWER)],
+    searched=2,
+    skipped=[schemas.SkippedStream(stream_id="yard", reason="nothing is committed yet")],
+    timings_ms={"search": 1.5},
 )
 
 
@@ -48,7 +58,8 @@ class FakeBackend:
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.phase = PlaneState("ready")
-        self.asked: list[tuple[str, str, int | None]] = []
+        self.queries: list[Query] = []
+        self.searches: list[SearchQuery] = []
         self.removed: list[str] = []
 
     async def state(self) -> PlaneState:
@@ -72,10 +83,15 @@ class FakeBackend:
         self._raise()
         self.removed.append(stream_id)
 
-    async def ask(self, stream_id: str, question: str, max_new_tokens: int | None) -> schemas.Answer:
+    async def reply(self, query: Query) -> Reply:
         self._raise()
-        self.asked.append((stream_id, question, max_new_tokens))
-        return ANSWER
+        self.queries.append(query)
+        return Reply(ANSWER, prompt_tokens=11, completion_tokens=3, finish="stop")
+
+    async def search(self, query: SearchQuery) -> schemas.SearchResult:
+        self._raise()
+        self.searches.append(query)
+        return FOUND
 
     async def stats(self) -> dict[str, float]:
         return {"frames": 14}
@@ -153,8 +169,58 @@ def test_an_answer_says_what_it_rests_on(call: Caller, backend: FakeBackend) -> 
         "as_of_s": 28.0,
         "timings_ms": {"total": 12.5},
         "gaps": [],
+        "span": {"start_s": 0.5, "end_s": None, "words": "since 9:05"},
     }
-    assert backend.asked == [("lobby", "what?", 5)]
+    assert backend.queries == [Query("lobby", "what?", max_new_tokens=5)]
+
+
+@pytest.mark.parametrize("start", [None, 0, 12.5, "90", "2026-01-31T14:07:03+01:00"])
+def test_a_question_may_name_the_time_it_is_about(call: Caller, backend: FakeBackend, start: Any) -> None:
+    body = {"question": "what?", "from": start, "to": 700}
+    assert call("POST", "/v1/streams/lobby/questions", json=body).status_code == 200
+    assert backend.queries == [Query("lobby", "what?", start=start, end=700)]
+
+
+@pytest.mark.parametrize("time", ["Infinity", "NaN", "true", "[1]", '"' + "9" * 65 + '"', "1e999"])
+def test_times_that_are_none_are_422(call: Caller, backend: FakeBackend, time: str) -> None:
+    body = f'{{"question": "what?", "from": {time}}}'
+    headers = {"content-type": "application/json"}
+    response = call("POST", "/v1/streams/lobby/questions", content=body, headers=headers)
+    assert response.status_code == 422
+    assert "from" in error_of(response)["message"]
+    assert backend.queries == []
+
+
+@pytest.mark.parametrize(
+    ("body", "query"),
+    [
+        ({}, SearchQuery("which?")),
+        ({"streams": "*", "max_streams": 1, "answer": False}, SearchQuery("which?", None, 1, False)),
+        (
+            {"streams": ["b", "a", "b"], "max_new_tokens": 9},
+            SearchQuery("which?", ("b", "a"), max_new_tokens=9),
+        ),
+        ({"from": 3, "to": "2026-01-31"}, SearchQuery("which?", start=3, end="2026-01-31")),
+    ],
+)
+def test_a_question_may_go_to_many_streams(
+    call: Caller, backend: FakeBackend, body: dict[str, Any], query: SearchQuery
+) -> None:
+    response = call("POST", "/v1/search", json={"question": "which?"} | body)
+    assert response.status_code == 200
+    assert response.json() == FOUND.model_dump()
+    assert backend.searches == [query]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"streams": []}, {"streams": "lobby"}, {"max_streams": 0}, {"max_streams": 101}, {"question": None}],
+)
+def test_searches_that_make_no_sense_are_422(
+    call: Caller, backend: FakeBackend, wrong: dict[str, Any]
+) -> None:
+    assert call("POST", "/v1/search", json={"question": "which?"} | wrong).status_code == 422
+    assert backend.searches == []
 
 
 @pytest.mark.parametrize(
@@ -247,7 +313,7 @@ def test_a_body_without_end_is_refused(call: Caller, backend: FakeBackend, annou
     )
     assert response.status_code == 413
     error_of(response)
-    assert backend.asked == []
+    assert backend.queries == []
 
 
 def test_what_is_our_own_mistake_tells_no_details(call: Caller, backend: FakeBackend) -> None:
@@ -271,7 +337,8 @@ def test_the_schema_is_whole_and_shows_examples(call: Caller) -> None:
         "/v1/streams",
         "/v1/streams/{stream_id}",
         "/v1/streams/{stream_id}/questions",
+        "/v1/search",
         "/healthz",
     }
-    for name in ("NewStream", "Question", "Answer", "ErrorResponse"):
+    for name in ("NewStream", "Question", "Answer", "Search", "SearchResult", "ErrorResponse"):
         assert document["components"]["schemas"][name]["examples"], name

@@ -27,7 +27,7 @@ from pipeline.worlds import write_world
 from streamkv.errors import ConfigError
 
 runner = CliRunner()
-COMMANDS = ["up", "down", "add", "ls", "rm", "ask", "demo", "world", "eval", "batch", "inspect"]
+COMMANDS = ["up", "down", "add", "ls", "rm", "ask", "search", "demo", "world", "eval", "batch", "inspect"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -52,7 +52,9 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert time.monotonic() - begun < 5, "1.5 s on an idle machine"
 
 
-@pytest.mark.parametrize("command", [["ls"], ["add", "a", "b.mp4"], ["rm", "a"], ["ask", "a", "what?"]])
+@pytest.mark.parametrize(
+    "command", [["ls"], ["add", "a", "b.mp4"], ["rm", "a"], ["ask", "a", "what?"], ["search", "what?"]]
+)
 def test_without_a_server_the_way_to_one_is_named(tmp_path: Path, command: list[str]) -> None:
     result = runner.invoke(app, [*command, "--home", str(tmp_path)])
     assert result.exit_code == 3

@@ -32,6 +32,7 @@ LOCKED = [
     ("GET", "/v1/streams/lobby"),
     ("DELETE", "/v1/streams/lobby"),
     ("POST", "/v1/streams/lobby/questions"),
+    ("POST", "/v1/search"),
     ("GET", "/v1/streams/lobby/segments"),
     ("GET", "/v1/streams/lobby/frames"),
     ("POST", "/v1/chat/completions"),

@@ -66,6 +66,33 @@ def test_several_streams_in_and_answers_out(server: LiveServer, client: Client, 
     assert {"decode_s", "encode_s", "segment_s", "prefill_s", "write_s", "commit_s"} <= set(stats)
 
 
+def test_one_question_goes_to_all_streams(server: LiveServer, client: Client, films: Path) -> None:
+    for name, film in (("a", "short.mp4"), ("b", "short.mp4"), ("c", "long.mp4")):
+        client.add_stream(name, str(films / film))
+    wait_for_end(client, "a", "b", "c")
+    found = client.search(QUESTION)
+    assert (found["searched"], found["skipped"]) == (3, [])
+    assert {s["stream_id"] for s in found["streams"]} <= {"a", "b", "c"}
+    for stream in found["streams"]:
+        alone = client.ask(stream["stream_id"], QUESTION)
+        assert stream["answer"] | {"timings_ms": 0} == alone | {"timings_ms": 0}
+    late = client.search(QUESTION, start=60, answer=False)
+    assert [(s["stream_id"], s["answer"]) for s in late["streams"]] == [("c", None)]
+    assert [s["stream_id"] for s in late["skipped"]] == ["a", "b"]
+    told = server.run(
+        "search", QUESTION, "--stream", "a", "--stream", "c", "--top", "1", "--from", "4", "--json"
+    )
+    (best,) = json.loads(told.stdout)["streams"]
+    assert best["stream_id"] in ("a", "c")
+    assert all(moment["end_s"] > 4 for moment in best["moments"])
+    shown = server.run("search", QUESTION, "--from", "60")
+    assert "1 streams searched" in shown.stdout
+    assert "not searched: b" in shown.stdout
+    with pytest.raises(ServerError, match="nobody") as refused:
+        client.search(QUESTION, ["a", "nobody"])
+    assert refused.value.status == 404
+
+
 def kept_frames(server: LiveServer, stream_id: str) -> list[tuple[int, ...]]:
     """Of each layer, for the first segment."""
     with server.store() as store:

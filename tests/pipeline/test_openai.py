@@ -96,6 +96,13 @@ def test_the_stream_is_named_by_a_field_or_as_the_model(
         assert backend.queries[0].stream_id == stream_id
 
 
+def test_extra_body_names_the_time_that_is_asked_about(client: openai.OpenAI, backend: Backend) -> None:
+    done = client.chat.completions.create(**ASK, extra_body={"from": "2026-01-31T14:07:03", "to": 90})
+    assert [(q.start, q.end) for q in backend.queries] == [("2026-01-31T14:07:03", 90)]
+    assert done.streamkv["span"] == {"start_s": 0.0, "end_s": None, "words": None}
+    assert done.streamkv["ignored"] == []
+
+
 def test_earlier_turns_come_before_the_question(client: openai.OpenAI, backend: Backend) -> None:
     messages: Any = [
         {"role": "system", "content": "be brief"},
@@ -124,6 +131,8 @@ def test_earlier_turns_come_before_the_question(client: openai.OpenAI, backend: 
         ({"max_completion_tokens": 10**12}, "max_completion_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": "many"}, "max_tokens"),
+        ({"extra_body": {"from": True}}, "from"),
+        ({"extra_body": {"to": ["now"]}}, "to"),
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "look"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),

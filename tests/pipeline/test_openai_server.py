@@ -54,6 +54,46 @@ def test_the_pieces_are_the_whole_and_the_native_route_agrees(
 
 
 @pytest.mark.ray
+def test_an_answer_is_from_the_span_that_is_named(real: openai.OpenAI, server: LiveServer) -> None:
+    """Segments are two seconds long."""
+
+    def read(question: str = "what is the bus", **beside: Any) -> tuple[set[float], Any]:
+        messages: Any = [{"role": "user", "content": question}]
+        done = real.chat.completions.create(
+            model="streamkv/lobby", messages=messages, max_tokens=2, extra_body=beside
+        )
+        return {e["start_s"] for e in done.streamkv["evidence"]}, done.streamkv["span"]
+
+    assert read() == ({0.0, 2.0, 4.0, 6.0, 8.0}, None)
+    span = {"start_s": 4.0, "end_s": 7.0, "words": None}
+    assert read(**{"from": 4, "to": "7"}) == ({4.0, 6.0}, span)
+    words = "in the last five seconds"
+    assert read(f"what is the bus {words}") == (
+        {4.0, 6.0, 8.0},
+        {"start_s": 5.0, "end_s": None, "words": words},
+    )
+    with server.client() as client:
+        spoken, named = (
+            client.ask("lobby", "what is the bus " + words),
+            client.ask("lobby", "what is the bus", start=5),
+        )
+    assert spoken["evidence"] == named["evidence"], "the words are not asked"
+    assert read(f"what is the bus {words}", **{"from": 4, "to": 7}) == ({4.0, 6.0}, span)
+    asked = server.run("ask", "lobby", "what is the bus", "--from", "4", "--to", "7", "--json")
+    assert json.loads(asked.stdout)["span"] == span
+    shown = server.run("ask", "lobby", f"what is the bus {words}")
+    assert f"looked at 0:05 to the end only ({words})" in shown.stdout
+    for wrong, message in (
+        ({"from": 11}, "nothing of this stream is from 0:00:11 on; its footage spans 0:00:00 to 0:00:10"),
+        ({"from": 7, "to": 4}, "`from` must come before `to`"),
+        ({"from": "2026-01-31T14:07"}, "when this stream was recorded is not known"),
+        ({"to": "noon"}, "allowed seconds of the stream or an ISO time"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=message):
+            read(**wrong)
+
+
+@pytest.mark.ray
 def test_a_follow_up_is_answered_in_its_context(real: openai.OpenAI) -> None:
     """The same last words cost the tokens of the turns before them, and are answered otherwise."""
     said = [{"role": "user", "content": "how many dog"}, {"role": "assistant", "content": "blue green two"}]

@@ -212,7 +212,7 @@ def test_in_memory_video_searches_best_first() -> None:
     assert memory.search(0, VECTOR, 3).tolist() == expected[:3]
     assert memory.search(0, VECTOR, 99).tolist() == expected
     opposite = memory.search_each(0, torch.stack([VECTOR, -VECTOR]), 3)
-    assert [found.tolist() for found in opposite] == [expected[:3], expected[::-1][:3]]
+    assert [found.segment_nos.tolist() for found in opposite] == [expected[:3], expected[::-1][:3]]
     assert InMemoryVideo(GEOMETRY).search(0, VECTOR, 3).tolist() == []
     assert memory.as_of_s == 40.0
     assert InMemoryVideo(GEOMETRY).as_of_s == 0.0

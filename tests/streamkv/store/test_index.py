@@ -39,8 +39,9 @@ def test_any_batches_find_what_a_sort_finds(sizes: list[int], layer: int, k: int
     np.testing.assert_array_equal(got, wanted)
     assert index.num_segments == sum(sizes)
     both = index.search_each(layer, torch.stack([-query, query]), k)
-    np.testing.assert_array_equal(both[0], index.search(layer, -query, k))
-    np.testing.assert_array_equal(both[1], wanted)
+    np.testing.assert_array_equal(both[0].segment_nos, index.search(layer, -query, k))
+    np.testing.assert_array_equal(both[1].segment_nos, wanted)
+    np.testing.assert_allclose(both[1].scores, scores[wanted - 10], rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -135,3 +136,38 @@ def test_what_arrives_while_a_shard_is_compacted_is_kept(monkeypatch: pytest.Mon
     joined = later.added(np.arange(3_000, 6_000), np.concatenate([every, every[:1_000]]))
     assert joined.num_segments == 5_001
     assert joined.replaced(made).num_segments == 5_001  # the compacted shard is no longer there: passed over
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.data())
+def test_search_among_some_finds_the_best_of_them_however_many_are_better(
+    sizes: list[int], data: st.DataObject
+) -> None:
+    """A filter afterwards would find fewer than k."""
+    index, every = built(sizes)
+    count = len(every)
+    picked = st.sets(st.integers(0, count - 1)).map(sorted)
+    start = data.draw(st.integers(0, count))
+    stop = data.draw(st.integers(start, count))
+    rows = np.array(data.draw(st.one_of(st.just(list(range(start, stop))), picked)), np.int64)
+    k = data.draw(st.integers(1, 20))
+    query = torch.linspace(-1, 1, WIDTH)
+    scores = every[rows, 1] @ query.numpy()
+    wanted = 10 + rows[np.argsort(-scores, kind="stable")[:k]]
+    np.testing.assert_array_equal(index.search(1, query, k, 10 + rows), wanted)
+
+
+def test_search_among_some_finds_those_that_came_late() -> None:
+    every = vectors(6)
+    index = SummaryIndex().added(np.array([4, 5]), every[4:]).added(np.arange(4), every[:4])
+    assert sorted(index.search(0, torch.ones(WIDTH), 9, np.array([2, 3, 4])).tolist()) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("among", [np.arange(700, 760), np.arange(3, 3_000, 50)], ids=["range", "scattered"])
+def test_compacted_shard_is_searched_among_some(monkeypatch: pytest.MonkeyPatch, among: np.ndarray) -> None:
+    index, every = large(3_000, monkeypatch)
+    query = torch.from_numpy(every[5, 1])
+    best = among[np.argsort(-(every[among, 1] @ query.numpy()), kind="stable")]
+    found = index.compacted().search(1, query, 20, among)
+    assert len(np.intersect1d(found, best[:20])) >= 19  # fp16
+    assert sorted(index.compacted().search(1, query, 99, among).tolist()) == among.tolist()

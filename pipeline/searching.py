@@ -1,0 +1,102 @@
+"""Finds the streams that a question is about, and asks each of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from pipeline.answering import Answerer
+from pipeline.dialogue import SearchQuery
+from pipeline.schemas import FoundMoment, FoundStream, SearchResult, SkippedStream
+from pipeline.spans import asked_span
+from streamkv.engine import check_question
+from streamkv.errors import QuestionError, StoreError, UnknownStreamError
+from streamkv.excerpt import between
+from streamkv.many import ManyVideos, best_streams
+from streamkv.memory import VideoMemory
+
+MOMENTS = 3
+"""Of each stream that is found."""
+
+
+class _Part(NamedTuple):
+    """What is looked at of one stream."""
+
+    memory: VideoMemory
+    question: str = ""  # without words that named the part; empty: it is the whole
+
+
+class Searcher:
+    """One search at a time, in turn with the answerer's questions: they share its streams."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        self._answerer = answerer
+
+    def search(self, query: SearchQuery, cancelled: threading.Event) -> SearchResult:
+        """The best streams' answers are those that each would give by itself.
+
+        Raises:
+            QuestionError, UnknownStreamError, StoreError: what was asked cannot be answered, by any of the streams.
+            CancelledError: `cancelled` was set before the last answer.
+        """
+        begun = time.perf_counter()
+        question = check_question(query.question, self._answerer.config.serve.max_question_chars)
+        skipped: dict[str, StoreError | QuestionError] = {}
+        parts = dict(self._parts(query, skipped))
+        if not parts:
+            raise _reason(list(skipped.values()))
+        many = ManyVideos([part.memory for part in parts.values()])
+        asked = next((part.question for part in parts.values() if part.question), question)
+        scores = self._answerer.engine.find(many, asked)
+        found = best_streams(many, scores, query.max_streams, MOMENTS)
+        search_ms = 1000 * (time.perf_counter() - begun)
+        ids = list(parts)
+        streams = []
+        for one in found:
+            own = query.of(ids[one.stream])
+            streams.append(
+                FoundStream(
+                    stream_id=own.stream_id,
+                    score=one.score,
+                    moments=[
+                        FoundMoment(segment=s.segment_no, start_s=s.start_s, end_s=s.end_s, score=score)
+                        for s, score in one.segments
+                    ],
+                    answer=self._answerer.answer(own, cancelled).answer if query.answer else None,
+                )
+            )
+        return SearchResult(
+            streams=streams,
+            searched=len(parts),
+            skipped=[SkippedStream(stream_id=s, reason=str(why)) for s, why in skipped.items()],
+            timings_ms={"search": search_ms, "total": 1000 * (time.perf_counter() - begun)},
+        )
+
+    def _parts(
+        self, query: SearchQuery, skipped: dict[str, StoreError | QuestionError]
+    ) -> Iterator[tuple[str, _Part]]:
+        """What is looked at of each stream, by id; those where that is nothing are noted as skipped."""
+        infos = {info.stream_id: info for info in self._answerer.opened().streams()}
+        for stream_id in infos if query.streams is None else query.streams:
+            if stream_id not in infos:
+                raise UnknownStreamError(
+                    f"stream {stream_id!r}: unknown; known: {', '.join(infos) or 'none'}"
+                )
+            try:
+                memory = self._answerer.memory(stream_id)
+                asked = asked_span(query.of(stream_id), memory, infos[stream_id], self._answerer.config.serve)
+                if asked is None:
+                    yield stream_id, _Part(memory)
+                else:
+                    yield stream_id, _Part(between(memory, asked.span), asked.question)
+            except (StoreError, QuestionError) as exc:  # also a stream that was removed just now
+                skipped[stream_id] = exc
+
+
+def _reason(problems: Sequence[StoreError | QuestionError]) -> StoreError | QuestionError:
+    """Why nothing was searched: what is wrong with the question, rather than with a stream."""
+    if not problems:
+        return StoreError("there is no stream yet; add one, then ask again")
+    return next((p for p in problems if isinstance(p, QuestionError)), problems[0])
