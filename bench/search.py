@@ -27,16 +27,16 @@ from pipeline.settings import load_settings
 from pipeline.worlds import write_world
 from streamkv.config import PipelineConfig
 from streamkv.engine import Engine
-from streamkv.evaluation.runner import encode_video
+from streamkv.ingest import ingest
 from streamkv.many import ManyVideos, best_streams
 from streamkv.memory import VideoMemory
 from streamkv.models import load_model
 from streamkv.retrieval import BlockChoice, Candidates, TopK
-from streamkv.segmentation import Segmenter
-from streamkv.store import ModelIdentity, SegmentStore, write_segment
+from streamkv.store import ModelIdentity, SegmentStore
 from streamkv.townsquare import is_correct, make_questions, make_world
 from streamkv.townsquare.questions import Question
 from streamkv.townsquare.script import Scene, World
+from streamkv.video import sample_frames
 
 WITHIN = (1, 3, 5)
 MAX_NEW_TOKENS = 8
@@ -78,24 +78,23 @@ class Streams:
     """Worlds in a store."""
 
     def __init__(self, config: PipelineConfig, root: Path) -> None:
-        self.model = load_model(config.model)
-        self.engine = Engine(self.model, config.method)
+        model = load_model(config.model)
+        self.engine = Engine(model, config.method)
         self._config = config
-        self._identity = ModelIdentity.of(self.model)
-        self._store = SegmentStore.open(root, identity=self._identity)
+        self._store = SegmentStore.open(root, identity=ModelIdentity.of(model))
 
     def ingest(self, stream_id: str, video: Path) -> VideoMemory:
         self._store.add_stream(stream_id, str(video))
-        epoch, window = self._store.begin_writing(stream_id), self.engine.open_window()
-        seen = encode_video(self.model, video, self._config.source.sample_fps)
-        segmenter = Segmenter(self._config.method.segment)
-        closed = [segmenter.push(f, *span) for f, span in zip(seen.features_FND, seen.spans_s, strict=True)]
-        for segment in [*closed, segmenter.flush()]:
-            if segment is not None:
-                kv = self.engine.prefill(window, segment)
-                codec = self._config.store.codec
-                place = write_segment(self._store.root, self._identity, stream_id, epoch, kv, codec)
-                self._store.commit(place)
+        source = self._config.source
+        frames = sample_frames(str(video), source.sample_fps)
+        ingest(
+            self.engine,
+            self._store,
+            stream_id,
+            frames,
+            batch_frames=source.batch_frames,
+            codec=self._config.store.codec,
+        )
         return self._store.reader(stream_id).snapshot
 
 

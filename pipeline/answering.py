@@ -22,7 +22,7 @@ from streamkv.errors import QuestionError, SegmentGoneError, StoreError
 from streamkv.latest import LatestPast
 from streamkv.memory import VideoMemory
 from streamkv.models import load_model
-from streamkv.store import ModelIdentity, SegmentStore, StreamReader
+from streamkv.store import ModelIdentity, SegmentStore, StreamReader, StreamSnapshot
 from streamkv.types import Answer as EngineAnswer
 from streamkv.types import Segment
 
@@ -84,7 +84,7 @@ class Answerer:
                 on_text(text)
 
         def found_now() -> tuple[EngineAnswer, AskedSpan | None]:
-            memory = self.memory(query.stream_id)
+            memory = self._memory(query.stream_id)
             asked = asked_span(query, memory, self.opened().stream(query.stream_id), serve)
             found = self.engine.answer(
                 memory,
@@ -124,7 +124,17 @@ class Answerer:
             finish="stop" if found.num_tokens < max_new_tokens else "length",
         )
 
-    def memory(self, stream_id: str) -> VideoMemory:
+    def committed(self, stream_id: str) -> StreamSnapshot:
+        """What is durable of the stream; StoreError when that is nothing."""
+        memory = self._reader(stream_id).refresh()
+        if not memory.segments:
+            raise StoreError(
+                f"stream {stream_id!r}: nothing is committed yet, or all of it was deleted by retention; wait for its "
+                "first segment, then ask again"
+            )
+        return memory
+
+    def _memory(self, stream_id: str) -> VideoMemory:
         """All that the stream has shown up to now, but for what retention deleted; StoreError when that is nothing."""
         memory = self._past_and_latest(stream_id)
         if not memory.segments:

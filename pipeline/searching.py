@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pipeline.answering import Answerer
-from pipeline.dialogue import SearchQuery
+from pipeline.dialogue import Query, SearchQuery
 from pipeline.schemas import FoundMoment, FoundStream, SearchResult, SkippedStream
 from pipeline.spans import asked_span
+from streamkv import many
 from streamkv.engine import check_question
 from streamkv.errors import QuestionError, StoreError, UnknownStreamError
 from streamkv.excerpt import between
-from streamkv.many import ManyVideos, best_streams
 from streamkv.memory import VideoMemory
 
 MOMENTS = 3
@@ -47,31 +47,34 @@ class Searcher:
         parts = dict(self._parts(query, skipped))
         if not parts:
             raise _reason(list(skipped.values()))
-        many = ManyVideos([part.memory for part in parts.values()])
+        whole = many.ManyVideos([part.memory for part in parts.values()])
         asked = next((part.question for part in parts.values() if part.question), question)
-        scores = self._answerer.engine.find(many, asked)
-        found = best_streams(many, scores, query.max_streams, MOMENTS)
+        scores = self._answerer.engine.find(whole, asked)
+        found = many.best_streams(whole, scores, query.max_streams, MOMENTS)
         search_ms = 1000 * (time.perf_counter() - begun)
         ids = list(parts)
-        streams = []
-        for one in found:
-            own = query.of(ids[one.stream])
-            streams.append(
-                FoundStream(
-                    stream_id=own.stream_id,
-                    score=one.score,
-                    moments=[
-                        FoundMoment(segment=s.segment_no, start_s=s.start_s, end_s=s.end_s, score=score)
-                        for s, score in one.segments
-                    ],
-                    answer=self._answerer.answer(own, cancelled).answer if query.answer else None,
-                )
-            )
+        streams = [
+            self._told(one, query.of(ids[one.stream]), cancelled, is_asked=query.answer) for one in found
+        ]
         return SearchResult(
             streams=streams,
             searched=len(parts),
             skipped=[SkippedStream(stream_id=s, reason=str(why)) for s, why in skipped.items()],
             timings_ms={"search": search_ms, "total": 1000 * (time.perf_counter() - begun)},
+        )
+
+    def _told(
+        self, found: many.FoundStream, query: Query, cancelled: threading.Event, *, is_asked: bool
+    ) -> FoundStream:
+        """A stream that was found, and its own answer where that is asked for."""
+        return FoundStream(
+            stream_id=query.stream_id,
+            score=found.score,
+            moments=[
+                FoundMoment(segment=s.segment_no, start_s=s.start_s, end_s=s.end_s, score=score)
+                for s, score in found.segments
+            ],
+            answer=self._answerer.answer(query, cancelled).answer if is_asked else None,
         )
 
     def _parts(
@@ -85,7 +88,7 @@ class Searcher:
                     f"stream {stream_id!r}: unknown; known: {', '.join(infos) or 'none'}"
                 )
             try:
-                memory = self._answerer.memory(stream_id)
+                memory = self._answerer.committed(stream_id)
                 asked = asked_span(query.of(stream_id), memory, infos[stream_id], self._answerer.config.serve)
                 if asked is None:
                     yield stream_id, _Part(memory)

@@ -59,7 +59,7 @@ def test_all_streams_are_searched_and_the_best_answer_for_themselves(
     assert {s.stream_id for s in result.streams} == set(LENGTHS)
     assert result.searched == 3
     assert {s.stream_id: s.reason for s in result.skipped}.keys() == {"cam", "empty"}
-    assert all("it has shown nothing yet" in s.reason for s in result.skipped)
+    assert all("nothing is committed yet" in s.reason for s in result.skipped)
     scores = [s.score for s in result.streams]
     assert scores == sorted(scores, reverse=True)
     for stream in result.streams:
@@ -110,7 +110,7 @@ def test_words_that_name_a_span_are_not_searched_for(searcher: Searcher) -> None
     ("query", "error", "message"),
     [
         (SearchQuery(QUESTION, ("yard", "attic")), UnknownStreamError, "stream 'attic': unknown; known: cam"),
-        (SearchQuery(QUESTION, ("empty",)), StoreError, "it has shown nothing yet"),
+        (SearchQuery(QUESTION, ("empty",)), StoreError, "nothing is committed yet"),
         (SearchQuery(QUESTION, ("yard",), start=100), QuestionError, "nothing of this stream is"),
         (SearchQuery(QUESTION, ("hall", "yard"), start="noon"), QuestionError, "from: got 'noon'"),
         (SearchQuery(QUESTION, start="noon"), QuestionError, "from: got 'noon'"),

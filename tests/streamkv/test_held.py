@@ -87,3 +87,13 @@ def test_answers_are_the_same(tiny_model: VideoLLM) -> None:
     for question in ("what is red", "where is the dog", "what is red"):
         found, expected = (engine.answer(m, question, max_new_tokens=3) for m in (held, memory))
         assert (found.text, found.evidence) == (expected.text, expected.evidence)
+
+
+def test_it_is_searched_as_the_memory_is() -> None:
+    memory = Counted()
+    query = torch.randn(GEOMETRY.summary_dim, generator=torch.Generator().manual_seed(2))
+    for among in (None, np.array([1, 4])):
+        found, expected = (m.search(1, query, 3, among) for m in (HeldVideo(memory), memory))
+        assert found.tolist() == expected.tolist()
+        (each,) = HeldVideo(memory).search_each(1, query[None], 3, among)
+        assert each.segment_nos.tolist() == expected.tolist()

@@ -65,6 +65,10 @@ def test_what_was_deleted_is_not_found_and_all_else_is(
         scores = every[first:total, 1] @ query.numpy()
         wanted = first + np.argsort(-scores, kind="stable")[:k]
         np.testing.assert_array_equal(index.search(1, query, k), wanted)
+        among = np.arange(total // 3, total)  # some of which may be deleted
+        rows = np.arange(max(first, total // 3), total)
+        best = rows[np.argsort(-(every[rows, 1] @ query.numpy()), kind="stable")[:k]]
+        np.testing.assert_array_equal(index.search(1, query, k, among), best)
         assert index.num_segments == total - first
         assert sum(shard.num_segments for shard in index._shards) <= max(0, 2 * (total - first) - 1)
 
