@@ -83,10 +83,10 @@ class Answerer:
             if on_text is not None:
                 on_text(text)
 
-        def found_now() -> tuple[AskedSpan | None, EngineAnswer]:
+        def found_now() -> tuple[EngineAnswer, AskedSpan | None]:
             memory = self._memory(query.stream_id)
             asked = asked_span(query, memory, self.opened().stream(query.stream_id), serve)
-            return asked, self.engine.answer(
+            found = self.engine.answer(
                 memory,
                 asked.question if asked else question,
                 span=asked.span if asked else None,
@@ -94,17 +94,18 @@ class Answerer:
                 max_new_tokens=max_new_tokens,
                 on_token=on_token,
             )
+            return found, asked
 
         try:
-            asked, found = found_now()
+            found, asked = found_now()
         except SegmentGoneError:
             if has_begun:
                 raise
-            asked, found = found_now()  # of what retention has left
+            found, asked = found_now()  # of what retention has left
         start_s, end_s = asked.span if asked else (-math.inf, math.inf)
         end_s = min(end_s, found.as_of_s)
-        gaps = self.opened().stream(query.stream_id).gaps
-        gaps = tuple(gap for gap in gaps if gap.start_s <= end_s and gap.end_s > start_s)
+        noted = self.opened().stream(query.stream_id).gaps
+        gaps = [gap for gap in noted if gap.start_s <= end_s and gap.end_s > start_s]
         answer = Answer(
             answer=found.text,
             evidence=[
@@ -148,9 +149,7 @@ class Answerer:
         if self._latest is None or info.state != "ingesting":
             return reader.refresh()
         segments = self._latest(stream_id, self._model.device)
-        past = (
-            reader.refresh()
-        )  # second: a segment that is committed in between is then in both, and not in neither
+        past = reader.refresh()  # second: what is committed in between is then in both, and not in neither
         latest_past = self._latest_pasts.pop(stream_id, None) or LatestPast(self.engine)
         self._latest_pasts[stream_id] = latest_past
         if len(self._latest_pasts) > MAX_WINDOWS:

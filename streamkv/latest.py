@@ -20,7 +20,7 @@ from streamkv.types import Geometry, LayerBlocks, Segment, SegmentKV
 
 
 class JoinedVideo:
-    """A `VideoMemory` of a stream's committed past and the few segments after it, which every search finds."""
+    """A `VideoMemory` of a stream's committed past and the few segments after it."""
 
     def __init__(self, past: VideoMemory, latest: InMemoryVideo) -> None:
         self._past, self._latest = past, latest
@@ -44,26 +44,21 @@ class JoinedVideo:
     def search_each(
         self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
     ) -> list[Ranked]:
-        """The latest first, whatever their scores: they are few."""
-        old = None if among is None else among[among < self._first_no]
-        new = None if among is None else among[among >= self._first_no]
-        latest = self._latest.search_each(layer, queries, k, new)
-        past = self._past.search_each(layer, queries, k, old)
-        return [
-            Ranked(
-                np.concatenate([late.segment_nos, early.segment_nos])[:k],
-                np.concatenate([late.scores, early.scores])[:k],
-            )
-            for late, early in zip(latest, past, strict=True)
-        ]
+        old_among, new_among = (None, None) if among is None else self._split(among)
+        past = self._past.search_each(layer, queries, k, old_among)
+        latest = self._latest.search_each(layer, queries, k, new_among)
+        return [_merged(*pair).best(k) for pair in zip(past, latest, strict=True)]
+
+    def _split(self, segment_nos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        is_new = segment_nos >= self._first_no
+        return segment_nos[~is_new], segment_nos[is_new]
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         if segment_nos is None:
             old, new = self._past.table(layer), self._latest.table(layer)
         else:
-            is_new = segment_nos >= self._first_no
-            old = self._past.table(layer, segment_nos[~is_new])
-            new = self._latest.table(layer, segment_nos[is_new])
+            old_nos, new_nos = self._split(segment_nos)
+            old, new = self._past.table(layer, old_nos), self._latest.table(layer, new_nos)
         return BlockTable(
             np.concatenate([old.segment_nos, new.segment_nos]),
             np.concatenate([old.slots, new.slots]),
@@ -80,6 +75,12 @@ class JoinedVideo:
         old = self._past.gather(layer, segment_nos[~is_new], slots[~is_new])
         order = np.argsort(np.concatenate([np.flatnonzero(~is_new), np.flatnonzero(is_new)]))
         return _taken(_joined(old, new), order)
+
+
+def _merged(first: Ranked, second: Ranked) -> Ranked:
+    return Ranked(
+        np.concatenate([first.segment_nos, second.segment_nos]), np.concatenate([first.scores, second.scores])
+    )
 
 
 def _joined(first: LayerBlocks, second: LayerBlocks) -> LayerBlocks:

@@ -31,22 +31,32 @@ class _Shard:
     def num_segments(self) -> int:
         return int(self.segment_nos.shape[0])
 
+    def live(self, first_segment_no: int) -> np.ndarray:
+        """(S,) which rows are of segments that are still there."""
+        return self.segment_nos >= first_segment_no
+
     @cached_property
     def is_ascending(self) -> bool:
         """Segments whose vectors had to be read from their files may come late."""
         return bool((np.diff(self.segment_nos) > 0).all())
 
-    def rows_of(self, among: np.ndarray) -> range | np.ndarray:
-        """The rows of those of these segments (ascending numbers) that are here; a range where they are one."""
+    def rows_of(self, among: np.ndarray | None, first_segment_no: int) -> range | np.ndarray:
+        """The rows of those of these segments (ascending numbers) that are still there; a range where they are one."""
+        if among is None:
+            return self._rows_from(first_segment_no)
+        among = among[np.searchsorted(among, first_segment_no) :]
+        if not len(among):
+            return range(0)
         first, last = int(among[0]), int(among[-1])
         if self.is_ascending and last - first + 1 == len(among):
             start, stop = np.searchsorted(self.segment_nos, (first, last + 1)).tolist()
             return range(start, stop)
         return np.flatnonzero(np.isin(self.segment_nos, among))
 
-    def live(self, first_segment_no: int) -> np.ndarray:
-        """(S,) which rows are of segments that are still there."""
-        return self.segment_nos >= first_segment_no
+    def _rows_from(self, first_segment_no: int) -> range | np.ndarray:
+        if self.is_ascending:
+            return range(int(np.searchsorted(self.segment_nos, first_segment_no)), self.num_segments)
+        return np.flatnonzero(self.live(first_segment_no))
 
 
 @dataclass(frozen=True)
@@ -109,13 +119,7 @@ class SummaryIndex:
         if k <= 0 or not self._shards or (among is not None and not len(among)):
             return [Ranked(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
         rows = np.ascontiguousarray(queries.detach().float().cpu().numpy())
-        first = self.first_segment_no
-        found = [
-            _search(shard, layer, rows, k, first)
-            if among is None
-            else _search_among(shard, layer, rows, k, among[among >= first])
-            for shard in self._shards
-        ]
+        found = [_search(shard, layer, rows, k, among, self.first_segment_no) for shard in self._shards]
         scores_QF = np.concatenate([scores for scores, _ in found], axis=1)
         segment_nos_QF = np.concatenate([segment_nos for _, segment_nos in found], axis=1)
         return [
@@ -157,28 +161,15 @@ def _flat(parts: list[np.ndarray]) -> Any:
 
 
 def _search(
-    shard: _Shard, layer: int, queries: np.ndarray, k: int, first_segment_no: int
+    shard: _Shard,
+    layer: int,
+    queries: np.ndarray,
+    k: int,
+    among: np.ndarray | None,
+    first_segment_no: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, k') scores and segment numbers; -1 where FAISS found none, as where an inner product is NaN.
-
-    Asks for more until every query has k live ones, since deleted ones may score highest.
-    """
-    live = shard.live(first_segment_no)
-    wanted = min(k, int(np.count_nonzero(live)))
-    asked = wanted
-    while True:
-        scores, rows = shard.layers[layer].search(queries, asked)
-        is_found = (rows >= 0) & live[rows]
-        if asked == shard.num_segments or (np.count_nonzero(is_found, axis=1) >= wanted).all():
-            return scores, np.where(is_found, shard.segment_nos[rows], -1)
-        asked = min(2 * asked, shard.num_segments)
-
-
-def _search_among(
-    shard: _Shard, layer: int, queries: np.ndarray, k: int, among: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The same of these segments alone, which are live."""
-    allowed = shard.rows_of(among)
+    """(Q, k') scores and segment numbers; -1 where FAISS found none, as where an inner product is NaN."""
+    allowed = shard.rows_of(among, first_segment_no)
     k = min(k, len(allowed))
     if not k:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)

@@ -34,30 +34,16 @@ def test_joined_reads_as_one_memory(num_stored: int, num_latest: int, data: st.D
         np.testing.assert_array_equal(got.segment_nos, wanted.segment_nos)
         np.testing.assert_array_equal(got.slots, wanted.slots)
         torch.testing.assert_close(got.mean_keys, wanted.mean_keys)
+    query, k = torch.linspace(-1, 1, GEOMETRY.summary_dim), data.draw(st.integers(0, 8))
+    for among in (None, some):
+        found, wanted_ = joined.search(layer, query, k, among), whole.search(layer, query, k, among)
+        np.testing.assert_array_equal(found, wanted_)
     rows = data.draw(st.lists(st.sampled_from(range(2 * len(kvs))), min_size=1, max_size=8))
     segment_nos, slots = np.array(rows, np.int64) // 2, np.array(rows, np.int64) % 2
     got, wanted = joined.gather(layer, segment_nos, slots), whole.gather(layer, segment_nos, slots)
     assert (got.frame_ids, got.spans_s) == (wanted.frame_ids, wanted.spans_s)
     torch.testing.assert_close(got.keys_bNGd, wanted.keys_bNGd)
     torch.testing.assert_close(got.values_bNGd, wanted.values_bNGd)
-
-
-def test_the_latest_are_found_however_well_others_do() -> None:
-    kvs = [random_segment_kv(GEOMETRY, no) for no in range(6)]
-    joined = JoinedVideo(InMemoryVideo(GEOMETRY, kvs[:5]), InMemoryVideo(GEOMETRY, kvs[5:]))
-    away_from_it = -kvs[5].summary_vectors[1]
-    found = joined.search(1, away_from_it, 3)
-    assert found[0] == 5
-    assert found[1:].tolist() == InMemoryVideo(GEOMETRY, kvs[:5]).search(1, away_from_it, 2).tolist()
-
-
-def test_only_what_is_named_is_found_in_the_past_and_the_latest() -> None:
-    kvs = [random_segment_kv(GEOMETRY, no) for no in range(6)]
-    joined = JoinedVideo(InMemoryVideo(GEOMETRY, kvs[:4]), InMemoryVideo(GEOMETRY, kvs[4:]))
-    query = kvs[0].summary_vectors[1]
-    for among in ([1, 3, 5], [0, 2], [4]):
-        assert sorted(joined.search(1, query, 9, np.array(among)).tolist()) == among
-    assert joined.search(1, query, 9, np.array([], np.int64)).size == 0
 
 
 def cut(engine: Engine, num_frames: int) -> list[Segment]:
