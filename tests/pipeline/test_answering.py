@@ -1,80 +1,98 @@
-"""A live stream's answer is from the time that is named by the clock on the wall."""
+"""Answers from a stream whose beginning retention deletes, also while the question is being answered."""
 
 from __future__ import annotations
 
 import threading
-import time
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import random_segment_kv
 
 from pipeline.answering import Answerer
 from pipeline.dialogue import Query
-from pipeline.schemas import Answer
-from streamkv.config import load_config
-from streamkv.errors import QuestionError
+from pipeline.schemas import Gap
+from streamkv.config import MethodConfig, ModelConfig, PipelineConfig, RetentionConfig, StoreConfig
+from streamkv.engine import Engine
+from streamkv.errors import StoreError
 from streamkv.models import load_model
 from streamkv.store import ModelIdentity, SegmentStore, write_segment
-from streamkv.store import catalog as catalog_module
 
-QUESTION = "what is the colour of the bus"
-SEGMENTS = 6  # of 8 s each, up to now
-AGE_S = 8.0 * SEGMENTS
+QUESTION = Query("cam", "what is the colour of the bus")
 
 
 @pytest.fixture
-def answerer(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answerer:
-    """Of a store with `cam`, a live stream that was added 48 s ago."""
-    config = load_config(None, [f"model.path={tiny_checkpoint}", f"store.root={tmp_path}"])
+def config(tiny_checkpoint: Path, tmp_path: Path) -> PipelineConfig:
+    return PipelineConfig(
+        model=ModelConfig(path=str(tiny_checkpoint)), store=StoreConfig(root=str(tmp_path / "store"))
+    )
+
+
+@pytest.fixture
+def store(config: PipelineConfig) -> Iterator[SegmentStore]:
+    """Six segments of 8 s."""
     model = load_model(config.model)
-    identity = ModelIdentity.of(model)
-    with SegmentStore.open(tmp_path, identity=identity) as store:
-        with monkeypatch.context() as patched:
-            born_s = time.time() - AGE_S
-            patched.setattr(catalog_module.time, "time", lambda: born_s)
-            store.add_stream("cam", "rtsp://cam/1", {"is_live": True})
-        epoch = store.begin_writing("cam")
-        for no in range(SEGMENTS):
+    with SegmentStore.open(config.store.root, identity=ModelIdentity.of(model)) as opened:
+        opened.add_stream("cam", "file:x")
+        epoch = opened.begin_writing("cam")
+        for no in range(6):
             kv = random_segment_kv(model.geometry, no)
-            store.commit(write_segment(tmp_path, identity, "cam", epoch, kv, "fp16"))
-    return Answerer(config)
+            opened.commit(write_segment(opened.root, opened.identity, "cam", epoch, kv))
+        yield opened
 
 
-def asked(answerer: Answerer, question: str = QUESTION, **beside: str) -> Answer:
-    return answerer.answer(Query("cam", question, **beside), threading.Event()).answer
+def keep(store: SegmentStore, count: int) -> None:
+    sizes = [place.file_bytes for place in store.segments("cam", 0, 99)]
+    store.retain(RetentionConfig(stream_bytes=sum(sizes[len(sizes) - count :]) or 1, when_full="oldest"))
+    assert store.stream("cam").num_segments == count
 
 
-def at(answerer: Answerer, stream_s: float) -> datetime:
-    """By the clock on the wall."""
-    return datetime.fromtimestamp(answerer.opened().stream("cam").created_at + stream_s, UTC)
+def test_answer_says_from_when_on_footage_was_deleted(config: PipelineConfig, store: SegmentStore) -> None:
+    keep(store, 4)
+    found = Answerer(config).answer(QUESTION, threading.Event()).answer
+    until_s = store.segments("cam", 0, 1)[0].start_s
+    assert found.gaps == [Gap(start_s=0.0, end_s=until_s, reason="retention")]
+    assert found.evidence
+    assert {evidence.segment for evidence in found.evidence} <= {2, 3, 4, 5}
 
 
-def test_times_of_the_wall_clock_are_looked_up_in_the_stream(answerer: Answerer) -> None:
-    answer = asked(answerer, start=at(answerer, 12).isoformat(), end=at(answerer, 28).isoformat())
-    assert {e.segment for e in answer.evidence} == {1, 2, 3}
-    assert answer.span is not None
-    assert answer.span.start_s == pytest.approx(12, abs=1e-3)
-    assert answer.as_of_s == AGE_S
+def test_question_is_answered_from_what_is_left_when_segments_go_meanwhile(
+    config: PipelineConfig, store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = Engine.answer, []
+
+    def answer(engine: Engine, memory: Any, *args: Any, **options: Any) -> Any:
+        seen.append([segment.segment_no for segment in memory.segments])
+        if len(seen) == 1:
+            keep(store, 2)
+        return real(engine, memory, *args, **options)
+
+    monkeypatch.setattr(Engine, "answer", answer)
+    found = Answerer(config).answer(QUESTION, threading.Event()).answer
+    assert seen == [[0, 1, 2, 3, 4, 5], [4, 5]]
+    assert {evidence.segment for evidence in found.evidence} <= {4, 5}
+    assert [gap.reason for gap in found.gaps] == ["retention"]
 
 
-def test_words_of_the_question_are_looked_up_as_well(answerer: Answerer) -> None:
-    words = f"since {at(answerer, 28):%H:%M:%S}"
-    answer = asked(answerer, f"{QUESTION} {words}")
-    assert min(e.segment for e in answer.evidence) == 3
-    assert answer.span is not None
-    assert (answer.span.words, answer.span.end_s) == (words, None)
+def test_stream_of_which_nothing_is_left_cannot_be_asked(config: PipelineConfig, store: SegmentStore) -> None:
+    answerer = Answerer(config)
+    answerer.answer(QUESTION, threading.Event())
+    store.retain(RetentionConfig(stream_bytes=1, when_full="oldest"))
+    with pytest.raises(StoreError, match="all of it was deleted by retention"):
+        answerer.answer(QUESTION, threading.Event())
 
 
-def test_times_of_which_there_is_no_footage_are_refused(answerer: Answerer) -> None:
-    for beside, message in (
-        ({"start": at(answerer, 4000).isoformat()}, "which is in the future"),
-        ({"end": at(answerer, -3600.5).isoformat()}, "nothing of this stream is before -1:00:00"),
-        (
-            {"start": at(answerer, 20).isoformat(), "end": at(answerer, 10).isoformat()},
-            "`from` must come before `to`",
-        ),
-    ):
-        with pytest.raises(QuestionError, match=message):
-            asked(answerer, **beside)
+@pytest.mark.parametrize("left", [0, 1, 4])
+def test_window_is_made_of_what_is_left(config: PipelineConfig, store: SegmentStore, left: int) -> None:
+    """Its last tokens are those of the window that is made of everything."""
+    model = load_model(config.model)
+    engine = Engine(model, MethodConfig(n_local=0))
+    whole = engine.open_window(store.reader("cam").snapshot)
+    keep(store, left)
+    window = engine.open_window(store.reader("cam").snapshot)
+    for kept, all_of_it in zip(window.layers, whole.layers, strict=True):
+        count = kept.num_tokens
+        assert (count > 0) == (left > 0)
+        assert kept.keys_TGd.equal(all_of_it.keys_TGd[all_of_it.num_tokens - count :])
+        assert kept.values_TGd.equal(all_of_it.values_TGd[all_of_it.num_tokens - count :])
