@@ -92,6 +92,7 @@ class Answerer:
                 span=asked.span if asked else None,
                 earlier=query.earlier,
                 max_new_tokens=max_new_tokens,
+                min_confidence=serve.min_confidence,
                 on_token=on_token,
             )
             return found, asked
@@ -112,6 +113,7 @@ class Answerer:
                 Evidence(segment=e.segment_no, start_s=e.start_s, end_s=e.end_s, weight=e.weight)
                 for e in found.evidence
             ],
+            confidence=found.confidence,
             as_of_s=found.as_of_s,
             timings_ms=found.timings_ms,
             gaps=[Gap(start_s=g.start_s, end_s=g.end_s, reason=g.reason) for g in gaps[-MAX_GAPS:]],

@@ -97,7 +97,8 @@ def print_answer(answer: dict[str, Any]) -> None:
         table.add_row(f"segment {e['segment']}", clock(e["start_s"]), clock(e["end_s"]), f"{e['weight']:.2f}")
     out.print(table)
     times = "  ".join(f"{name} {ms:.0f} ms" for name, ms in answer["timings_ms"].items())
-    out.print(f"[dim]as of {clock(answer['as_of_s'])}   {times}[/]", highlight=False)
+    sure = f"   {answer['confidence']:.0%} sure" if answer["confidence"] is not None else ""
+    out.print(f"[dim]as of {clock(answer['as_of_s'])}{sure}   {times}[/]", highlight=False)
     if answer["span"]:
         out.print(span_text(answer["span"]), highlight=False)
     for gap in answer["gaps"]:

@@ -166,6 +166,19 @@ class RetrieveConfig:
 
 
 @dataclass(frozen=True)
+class ConfidenceConfig:
+    """What the signs of a right answer are worth: a logistic regression (`python -m bench.confidence --fit`)."""
+
+    intercept: float = 0.0
+    stands_out: float = 0.0
+    """Of how far the best segment's score stands out, in standard deviations, mean over layers."""
+    first_token: float = 0.0
+    """Of the probability of the answer's first token."""
+    log_segments: float = 0.0
+    """Of the logarithm of how many segments were searched."""
+
+
+@dataclass(frozen=True)
 class MethodConfig:
     """The whole method; a preset is one of these."""
 
@@ -174,6 +187,8 @@ class MethodConfig:
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
     retrieve: RetrieveConfig = field(default_factory=RetrieveConfig)
+    confidence: ConfidenceConfig | None = None
+    """How likely an answer is right; null: it is not said. Fitted for one model and method."""
 
     def __post_init__(self) -> None:
         _check([_need(self.n_local >= 0, "method.n_local", self.n_local, ">= 0")])
@@ -291,6 +306,8 @@ class ServeConfig:
     max_new_tokens: int = 128
     max_question_chars: int = 4_000
     timeout_s: float = 60.0
+    min_confidence: float = 0.1
+    """Below it an answer is not given: the footage does not show it. Where `method.confidence` is set; 0: given."""
     read_open: bool = True
     """Questions see what a stream has shown up to now; else what is committed, without the prefill of the rest."""
     max_queued: int = 64

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from streamkv.attention import KV, attend_with_weights, grouped_queries, grouped_query
 from streamkv.compression import make_compressor
+from streamkv.confidence import NOT_SHOWN, Signs, confidence
 from streamkv.config import MethodConfig, RetrieveConfig
 from streamkv.conversation import Turn
 from streamkv.errors import ForeignStoreError, QuestionError, StoreError
@@ -26,7 +27,7 @@ from streamkv.memory import VideoMemory, find_segment
 from streamkv.models.base import QuestionPrompt, VideoLLM
 from streamkv.prefill import StreamWindow, prefill_segment, prefill_system
 from streamkv.retrieval import BlockChoice, Candidates, Query, Retriever, TopK, make_retriever
-from streamkv.retrieval.agreement import segment_scores
+from streamkv.retrieval.agreement import segment_scores, standing_out
 from streamkv.segmentation import Segmenter
 from streamkv.types import Answer, Evidence, LayerBlocks, Segment, SegmentKV
 
@@ -89,6 +90,7 @@ class Reading:
 
     layers: tuple[LayerReading, ...]
     logits: Tensor  # (vocabulary,) for the answer's first token
+    signs: Signs
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -129,9 +131,12 @@ class Engine:
         span: Span | None = None,
         earlier: Sequence[Turn] = (),
         max_new_tokens: int = 128,
+        min_confidence: float = 0.0,
         on_token: OnToken | None = None,
     ) -> Answer:
         """Answers greedily from what `memory` holds. An error of `on_token` ends the answer and is raised.
+
+        An answer whose confidence is below `min_confidence` is `NOT_SHOWN`.
 
         `earlier` turns are read with the question; what is looked for in `memory` are the question's words, and only
         in segments that overlap `span`. QuestionError when none does.
@@ -140,10 +145,15 @@ class Engine:
         reading = self.read(
             memory, question, span=span, earlier=earlier, max_new_tokens=max_new_tokens, watch=watch
         )
+        sure = confidence(self.method.confidence, reading.signs) if self.method.confidence else None
         text = _TextStream(self.model, on_token)
-        self._generate(reading, max_new_tokens, text, watch)
+        if sure is not None and sure < min_confidence:
+            text.say(NOT_SHOWN)
+        else:
+            self._generate(reading, max_new_tokens, text, watch)
         return Answer(
             text=text.finish(),
+            confidence=sure,
             evidence=find_evidence(reading, memory),
             as_of_s=memory.as_of_s,
             num_tokens=len(text.token_ids),
@@ -289,9 +299,11 @@ class _PromptRun:
             self._run_layer(layer, lambda layer, _: choices[layer], "prefill")
 
     def finish(self) -> Reading:
-        reading = Reading(tuple(self._layers), self._engine.model.logits(self._hidden_TD[-1:])[-1])
+        logits = self._engine.model.logits(self._hidden_TD[-1:])[-1]
+        first_token = float(logits.float().softmax(dim=-1).max())
+        signs = Signs(standing_out(self.candidates), first_token, len(self._memory.segments))
         self._watch.lap("prefill")
-        return reading
+        return Reading(tuple(self._layers), logits, signs)
 
     def _search_layer(self, layer: int, q_THd: Tensor) -> BlockChoice:
         retriever, num_kv_heads = self._retriever, self._engine.model.geometry.num_kv_heads
@@ -365,7 +377,12 @@ class _TextStream:
     def __init__(self, model: VideoLLM, on_token: OnToken | None) -> None:
         self._model, self._on_token = model, on_token
         self.token_ids: list[int] = []
+        self._said = ""
         self._sent = ""
+
+    def say(self, words: str) -> None:
+        """In place of tokens."""
+        self._said = words
 
     def add(self, token_id: int) -> None:
         self.token_ids.append(token_id)
@@ -381,7 +398,7 @@ class _TextStream:
         return text
 
     def _text(self) -> str:
-        return self._model.decode(self.token_ids).strip()
+        return self._said or self._model.decode(self.token_ids).strip()
 
     def _send(self, text: str) -> None:
         if self._on_token is not None and len(text) > len(self._sent) and text.startswith(self._sent):

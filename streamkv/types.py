@@ -133,6 +133,7 @@ class Answer:
     )  # query, search, fetch, prefill, first_token, total
     blocks_per_layer: tuple[int, ...] = ()
     num_prompt_tokens: int = 0  # the system prompt and what follows the video, without the video
+    confidence: float | None = None  # how likely it is right; None: the method does not say
 
 
 def cat_blocks(parts: list[LayerBlocks]) -> LayerBlocks:

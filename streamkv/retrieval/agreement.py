@@ -58,11 +58,25 @@ def segment_scores(candidates: Sequence[Candidates]) -> dict[int, float]:
     for c in candidates:
         if not c.num_blocks:
             continue
-        nos, first = np.unique(c.segment_nos, return_index=True)
-        z = zscores(np.maximum.reduceat(c.scores.double().numpy(), first))
+        nos, best = _best_of_segments(c)
+        z = zscores(best)
         for no, above_lowest in zip(nos.tolist(), (z - z.min()).tolist(), strict=True):
             sums[no] = sums.get(no, 0.0) + above_lowest
     return sums
+
+
+def standing_out(candidates: Sequence[Candidates]) -> float:
+    """The highest of all segments' mean z-score over layers: how sure the layers are of what they found."""
+    found = [c for c in candidates if c.num_blocks]
+    lowest = [float(zscores(_best_of_segments(c)[1]).min()) for c in found]
+    above_lowest = max(segment_scores(found).values(), default=0.0)
+    return (above_lowest + sum(lowest)) / max(1, len(found))
+
+
+def _best_of_segments(c: Candidates) -> tuple[np.ndarray, np.ndarray]:
+    """Segments (S,), ascending, and the score of each one's best block (S,)."""
+    nos, first = np.unique(c.segment_nos, return_index=True)
+    return nos, np.maximum.reduceat(c.scores.double().numpy(), first)
 
 
 def zscores(scores: np.ndarray) -> np.ndarray:

@@ -166,6 +166,7 @@ def test_an_answer_says_what_it_rests_on(call: Caller, backend: FakeBackend) -> 
     assert response.json() == {
         "answer": "red",
         "evidence": [{"segment": 2, "start_s": 1.0, "end_s": 2.0, "weight": 0.5}],
+        "confidence": None,
         "as_of_s": 28.0,
         "timings_ms": {"total": 12.5},
         "gaps": [],
