@@ -77,12 +77,7 @@ class StoreActor:
         with self._lock:
             if self._opened is None:
                 config = self._config
-                self._opened = SegmentStore.open(
-                    config.root,
-                    catalog_url=config.catalog_url,
-                    identity=self._identity,
-                    retention=config.retention,
-                )
+                self._opened = SegmentStore.configured(config, identity=self._identity)
                 self._upkeep = Upkeep(config, self._store, self.clock)
                 self._upkeep.start()
             return self._opened

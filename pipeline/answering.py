@@ -144,11 +144,8 @@ class Answerer:
 
     def _opened(self) -> SegmentStore:
         if self._store is None:  # made by the ingest plane, perhaps after this process started
-            self._store = SegmentStore.open(
-                self._config.store.root,
-                catalog_url=self._config.store.catalog_url,
-                identity=ModelIdentity.of(self._model),
-                read_only=True,
+            self._store = SegmentStore.configured(
+                self._config.store, identity=ModelIdentity.of(self._model), read_only=True
             )
         return self._store
 

@@ -91,7 +91,7 @@ def age(
 def _age(settings: StoreConfig, stream: str, policy: list[AgeingStep]) -> dict[str, Aged]:
     from streamkv.store import SegmentStore
 
-    with SegmentStore.open(Path(settings.root), catalog_url=settings.catalog_url) as store:
+    with SegmentStore.configured(settings) as store:
         names = [stream] if stream else [info.stream_id for info in store.streams()]
         with bars() as progress:
             tasks = {name: progress.add_task(name, total=None, note="") for name in names}
@@ -171,7 +171,7 @@ def _retain(
     from streamkv.store import SegmentStore
 
     with (
-        SegmentStore.open(Path(settings.root), catalog_url=settings.catalog_url, read_only=dry_run) as store,
+        SegmentStore.configured(settings, read_only=dry_run) as store,
         bars() as progress,
     ):
         task = progress.add_task("segments", total=None, note="")
@@ -216,7 +216,7 @@ def _set_hold(settings: StoreConfig, stream_id: str, reason: str | None) -> None
     """None: the end of it."""
     from streamkv.store import SegmentStore
 
-    with SegmentStore.open(Path(settings.root), catalog_url=settings.catalog_url) as store:
+    with SegmentStore.configured(settings) as store:
         if reason is None:
             store.release(stream_id)
         else:
