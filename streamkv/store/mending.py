@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from streamkv.errors import CorruptSegmentError, MissingObjectError
+from streamkv.errors import CorruptSegmentError
 from streamkv.store import layout
 from streamkv.store.catalog import Catalog
 from streamkv.store.reader import SegmentFiles
@@ -80,18 +80,12 @@ class Mending:
         return self._lose(problem, place)
 
     def _lose(self, problem: Problem, place: SegmentPlace) -> list[str]:
+        # First, since the catalog has the object go once no segment needs it.
+        object_kept = "" if self._tiers is None else self._tiers.objects.set_aside(place.path)
         if not self._catalog.lose(place, f"segment {place.segment_no} is {problem.kind}"):
             return []
         self._files.forget(place.path)
         self._vectors.forget(place.stream_id, place.segment_no, place.segment_no + 1)
-        kept = [layout.set_aside(self._root, place.path), self._object_set_aside(place.path)]
+        kept = [layout.set_aside(self._root, place.path), object_kept]
         where = " and ".join(path for path in kept if path)
         return [f"{place.path}: its time is a gap now{f'; what is left is {where}' if where else ''}"]
-
-    def _object_set_aside(self, path: str) -> str:
-        if self._tiers is None:
-            return ""
-        try:
-            return self._tiers.objects.uri_of(self._tiers.objects.set_aside(path))
-        except MissingObjectError:
-            return ""

@@ -99,13 +99,17 @@ class ObjectStore:
             self._system.delete_file(self._at(path))
 
     def set_aside(self, path: str) -> str:
-        """Moves a damaged object out of the way; returns its new path. MissingObjectError when it is not there."""
+        """Moves a damaged object out of the way; returns where it is now, empty when it is not there."""
+        from pyarrow import fs
+
         to = f"{DAMAGED}/{path.partition('/')[2].replace('/', '.')}"
         with self._translated(path):
+            if self._system.get_file_info(self._at(path)).type == fs.FileType.NotFound:
+                return ""
             if self._folder is not None:
                 (self._folder / DAMAGED).mkdir(exist_ok=True)
             self._system.move(self._at(path), self._at(to))
-        return to
+        return self.uri_of(to)
 
     # ---- inside
 

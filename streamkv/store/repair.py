@@ -90,7 +90,7 @@ def rebuild_catalog(
         if marked_id(root) is None:
             write_marker(root, stored)
         aside = [
-            f"{path}: damaged; it is {objects.uri_of(objects.set_aside(path))} now"
+            f"{path}: damaged; it is {objects.set_aside(path)} now"
             if objects is not None and path in away
             else f"{path}: damaged; it is {layout.set_aside(root, path)} now"
             for path in damaged
