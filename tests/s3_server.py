@@ -190,7 +190,8 @@ class S3Server:
             except urllib.error.HTTPError:
                 return
             except OSError:
-                assert time.monotonic() < give_up and self._process.poll() is None, "moto does not start"
+                assert time.monotonic() < give_up, "moto does not start"
+                assert self._process.poll() is None, "moto has ended"
                 time.sleep(0.05)
 
 
