@@ -35,10 +35,13 @@ class Upkeep:
 
     def offload(self, on_segment: OnSegment) -> None:
         """StoreError when segments are left that cannot be uploaded."""
+
+        def count(done: int, total: int) -> None:  # at once: a round may fail after some
+            self._clock.count("uploaded_segments")
+            on_segment(done, total)
+
         with self._clock.time("offload"):
-            done = self._store().offload(on_segment)
-        self._clock.count("uploaded_segments", done.num_uploaded)
-        self._clock.count("uploaded_bytes", done.uploaded_bytes)
+            done = self._store().offload(count)
         self._clock.count("deleted_objects", done.num_deleted)
         if done.failed:
             raise StoreError(f"{len(done.failed)} segments cannot be uploaded, such as {done.failed[0]}")

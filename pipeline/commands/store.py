@@ -263,7 +263,7 @@ def tiers(
     home: HomeOption = DEFAULT,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what lies on the local disk, what in store.remote, what waits for its upload, and whether that can be reached."""
+    """Say what lies on the local disk, what in store.remote, what waits for it, and whether it can be reached."""
     from streamkv.store import SegmentStore
 
     with (

@@ -77,6 +77,13 @@ class LocalDisk:
             wanted = self._bytes - num_bytes
         self._reduce_to(wanted)
 
+    def collect_abandoned(self) -> None:
+        """Removes what fetches that were cut off have left."""
+        for path in filter(layout.is_fetch, layout.all_files(self._root)):
+            with suppress(FileNotFoundError):
+                if time.time() - (self._root / path).stat().st_mtime > ABANDONED_S:
+                    durable.remove(self._root / path)
+
     # ---- inside
 
     def _reduce_to(self, wanted: int) -> None:
@@ -117,10 +124,7 @@ class LocalDisk:
         for path in layout.all_files(self._root):
             with suppress(OSError):  # gone meanwhile
                 status = os.stat(self._root / path)
-                if layout.is_fetch(path) and time.time() - status.st_mtime > ABANDONED_S:
-                    durable.remove(self._root / path)
-                else:
-                    found[path] = _Local(status.st_atime, status.st_size)
+                found[path] = _Local(status.st_atime, status.st_size)
         self._files = OrderedDict(sorted(found.items(), key=lambda item: (item[1].used_at, item[0])))
         self._bytes = sum(file.num_bytes for file in found.values())
         self._scanned_at = time.monotonic()

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
-from streamkv.store import durable, layout
+from streamkv.store import layout
 from streamkv.store.catalog import Catalog
 from streamkv.store.object_store import ObjectInfo, ObjectStore
 from streamkv.store.opening import default_url, marked_id, write_marker
@@ -63,7 +63,7 @@ def rebuild_catalog(
         found, damaged = [], []
         for i, path in enumerate([*paths, *away]):
             if objects is not None and path in away:
-                whole = _read_object(root, objects, path, away[path])
+                whole = _read_object(objects, path, away[path])
             else:
                 whole = _read(root, path)
             if whole is not None:
@@ -116,10 +116,9 @@ def _remote(
     return mine or theirs, {path: away[path] for path in sorted(away.keys() - set(local))}
 
 
-def _read_object(root: Path, objects: ObjectStore, path: str, info: ObjectInfo) -> _Found | None:
+def _read_object(objects: ObjectStore, path: str, info: ObjectInfo) -> _Found | None:
     """As `_read`; nothing stays on the disk."""
-    durable.make_folder(root)
-    with TemporaryDirectory(dir=root, prefix=".objects.") as folder:
+    with TemporaryDirectory(prefix="streamkv-") as folder:
         copy = Path(folder) / path
         copy.parent.mkdir(parents=True)
         with copy.open("wb") as file:

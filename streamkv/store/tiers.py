@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
@@ -134,14 +135,16 @@ class Tiers:
                 for place in places:
                     try:
                         self._upload(place)
-                        num_uploaded, uploaded_bytes = num_uploaded + 1, uploaded_bytes + place.file_bytes
                     except CorruptSegmentError as exc:
                         if self._catalog.segment(place.stream_id, place.segment_no) == place:
                             failed.append(str(exc))
+                        continue
+                    num_uploaded, uploaded_bytes = num_uploaded + 1, uploaded_bytes + place.file_bytes
                     self.disk.make_room()
                     if on_segment is not None:
-                        on_segment(num_uploaded + len(failed), total)
+                        on_segment(num_uploaded, total)
         finally:
+            self.disk.collect_abandoned()
             self.disk.make_room()
         return Offloaded(num_uploaded, uploaded_bytes, num_deleted, tuple(failed))
 
@@ -201,13 +204,11 @@ class Tiers:
 
     def check(self, place: SegmentPlace) -> None:
         """Reads a segment's object; raises as `fetch` does, and keeps nothing."""
-        durable.make_folder((self._root / place.path).parent)
-        temp = (self._root / place.path).with_name(layout.fetch_name(place.segment_no, place.epoch))
-        with durable.removed_on_error(temp, otherwise="the object was not checked"):
-            with temp.open("xb") as file:
+        with TemporaryDirectory(prefix="streamkv-") as folder:
+            temp = Path(folder) / "object"
+            with temp.open("wb") as file:
                 self.objects.get(place.path, file)
             self._checked(temp, place)
-            temp.unlink()
 
     def _checked(self, temp: Path, place: SegmentPlace) -> SegmentFile:
         try:

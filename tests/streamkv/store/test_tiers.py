@@ -405,7 +405,7 @@ def test_fetch_that_was_cut_off_is_collected(tiered: Tiered) -> None:
         assert half.exists()
         assert [problem.path for problem in store.verify()] == [half.relative_to(store.root).as_posix()]
         os.utime(half, (half.stat().st_atime, half.stat().st_mtime - ABANDONED_S - 1))
-        store.tiers()
+        store.offload()
         assert not half.exists()
 
 
