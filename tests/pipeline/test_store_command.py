@@ -126,7 +126,7 @@ def test_offload_and_tiers_say_what_lies_where(store: SegmentStore, tmp_path: Pa
     assert shown == [
         "local disk: 1 files, 8.4 kB of 9.0 kB",
         f"file://{tmp_path}/far: 4 segments, 33.5 kB",
-        "waiting for upload: 0 segments, 0 bytes",
+        "waiting for upload: 0 segments, 0 B",
         "objects to be deleted: 0",
         "can be reached",
     ]
