@@ -56,7 +56,7 @@ class SegmentFiles:
         self._max_open = max_open
         self._look_up = look_up
         self._fetch = fetch
-        self._noted: set[str] = set()  # files whose use was noted lately
+        self._noted: set[Path] = set()  # files whose use was noted lately
         self._noted_since = time.monotonic()
         self._lock = threading.Lock()
         self._open: OrderedDict[str, SegmentFile] = OrderedDict()
@@ -71,17 +71,15 @@ class SegmentFiles:
         ObjectStoreError when it is not on the disk and cannot be fetched now.
         """
         with self._lock:
-            file = self._open.get(place.path)
+            if place.path in self._open:
+                return self._used(place.path)
         # Not under the lock: a file may come from far away, and other threads read on meanwhile.
-        file = file or self._found(place)
+        file = self._found(place)
         with self._lock:
-            file = self._open.setdefault(place.path, file)
-            self._open.move_to_end(place.path)
+            self._open.setdefault(place.path, file)
             while len(self._open) > self._max_open:
                 self._open.popitem(last=False)
-            if self._fetch is not None:
-                self._note_use(file.path, place.path)
-            return file
+            return self._used(place.path)
 
     def forget(self, path: str) -> None:
         """Closes the map of a file that is to go."""
@@ -108,15 +106,23 @@ class SegmentFiles:
                 raise
         return self._checked(place, self._fetch(place))
 
-    def _note_use(self, path: Path, key: str) -> None:
+    def _used(self, path: str) -> SegmentFile:
+        """An open file, which is the last to be closed from now on."""
+        self._open.move_to_end(path)
+        file = self._open[path]
+        if self._fetch is not None:
+            self._note_use(file.path)
+        return file
+
+    def _note_use(self, path: Path) -> None:
         """For whoever chooses what leaves the disk. Now and then, so that it costs nothing."""
         if time.monotonic() - self._noted_since > NOTE_S:
             self._noted.clear()
             self._noted_since = time.monotonic()
             for left in [key for key, file in self._open.items() if not file.path.exists()]:
                 del self._open[left]  # a map would keep its bytes on the disk
-        if key not in self._noted:
-            self._noted.add(key)
+        if path not in self._noted:
+            self._noted.add(path)
             durable.note_use(path, time.time())
 
     def _opened(self, place: SegmentPlace) -> SegmentFile:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
-from streamkv.store import layout
+from streamkv.store import durable, layout
 from streamkv.store.catalog import Catalog
 from streamkv.store.object_store import ObjectInfo, ObjectStore
 from streamkv.store.opening import default_url, marked_id, write_marker
@@ -85,6 +85,7 @@ def rebuild_catalog(
                 )
         stored = StoredIdentity(store_id or uuid.uuid4().hex, FORMAT_VERSION, identity)
         streams = _streams(found)
+        durable.make_folder(root)  # objects may be all that is left
         catalog.restore(stored, streams)
         _keep_vectors(root, identity, streams)
         if marked_id(root) is None:

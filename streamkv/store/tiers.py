@@ -151,9 +151,8 @@ class Tiers:
     def _upload(self, place: SegmentPlace) -> None:
         path = self._root / place.path
         with durable.use_not_noted(path):
-            SegmentFile(path).verify(
-                place.checksum
-            )  # what is damaged here must not replace what is whole there
+            # What is damaged here must not replace what is whole there.
+            SegmentFile(path).verify(place.checksum)
             with pa.memory_map(str(path)) as file:
                 data = file.read_buffer()
         self.objects.put(place.path, data)
@@ -195,9 +194,8 @@ class Tiers:
         self.disk.added(place.path, place.file_bytes)
         file.path = path  # its map is of the file, whatever the name
         now = self._catalog.segment(place.stream_id, place.segment_no)
-        if (
-            now is None or now.path != place.path
-        ):  # deleted meanwhile, before this name was there to be deleted
+        # A segment may have been deleted before this name was there to be deleted with it.
+        if now is None or now.path != place.path:
             durable.remove(path)
             self.disk.dropped(place.path)
         return file
