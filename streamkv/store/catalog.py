@@ -416,6 +416,10 @@ class Catalog:
             query = object_rows.waiting(*_PLACE).order_by(*order).limit(limit)
             return [SegmentPlace(*row) for row in session.execute(query)]
 
+    def num_waiting(self) -> int:
+        with self._reading() as session:
+            return session.scalar(object_rows.waiting(func.count())) or 0
+
     def note_uploaded(self, place: SegmentPlace) -> bool:
         """Says that the segment's file is in the object store; False, and the object is to go, when it is not its file
         any more."""

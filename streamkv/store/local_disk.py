@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 from streamkv.store import durable, layout
 
-SCAN_S = 10.0
-"""How old the list of files may be: other processes write and fetch, too."""
+SCAN_S = 60.0
+"""How old the list of files may be: other processes fetch, too."""
 
 ABANDONED_S = 3600.0
 """After which a file that is still on its way from the object store is what a crash left."""
 
 _AT_ONCE = 256
+_NEWS = 10_000
 
 
 class _Local(NamedTuple):
@@ -40,6 +41,8 @@ class LocalDisk:
         self._budget = budget
         self._may_leave = may_leave
         self._lock = threading.Lock()
+        # What came, by path and bytes; 0: what went. What does not fit, the next scan finds.
+        self._news: deque[tuple[str, int]] = deque(maxlen=_NEWS)
         self._files: OrderedDict[str, _Local] = OrderedDict()  # by path, the least recently used first
         self._bytes = 0
         self._scanned_at = -SCAN_S
@@ -51,16 +54,12 @@ class LocalDisk:
             return len(self._files), self._bytes
 
     def added(self, path: str, num_bytes: int) -> None:
-        """A file that is there now, or will be."""
-        with self._lock:
-            self._drop(path)
-            self._files[path] = _Local(time.time(), num_bytes)
-            self._bytes += num_bytes
+        """A file that is there now, or will be. Waits for nobody: a commit calls it."""
+        self._news.append((path, num_bytes))
 
     def dropped(self, path: str) -> None:
         """A file that is not there after all."""
-        with self._lock:
-            self._drop(path)
+        self._news.append((path, 0))
 
     def make_room(self, num_bytes: int = 0) -> None:
         """Has files leave, the least recently used first, until the budget has room for so many bytes more.
@@ -77,19 +76,13 @@ class LocalDisk:
             wanted = self._bytes - num_bytes
         self._reduce_to(wanted)
 
-    def collect_abandoned(self) -> None:
-        """Removes what fetches that were cut off have left."""
-        for path in filter(layout.is_fetch, layout.all_files(self._root)):
-            with suppress(FileNotFoundError):
-                if time.time() - (self._root / path).stat().st_mtime > ABANDONED_S:
-                    durable.remove(self._root / path)
-
     # ---- inside
 
     def _reduce_to(self, wanted: int) -> None:
         with self._lock:
             if time.monotonic() - self._scanned_at >= SCAN_S:
                 self._scan()
+            self._take_news()
             self._let_leave(wanted)
             self._let_leave(wanted)  # again: those that had been used since they were listed
 
@@ -115,15 +108,27 @@ class LocalDisk:
         durable.remove(file)
         self._drop(path)
 
+    def _take_news(self) -> None:
+        while self._news:
+            path, num_bytes = self._news.popleft()
+            self._drop(path)
+            if num_bytes:
+                self._files[path] = _Local(time.time(), num_bytes)
+                self._bytes += num_bytes
+
     def _drop(self, path: str) -> None:
         found = self._files.pop(path, None)
         self._bytes -= found.num_bytes if found else 0
 
     def _scan(self) -> None:
+        """Lists what is there now; removes what fetches that were cut off have left."""
         found = {}
         for path in layout.all_files(self._root):
             with suppress(OSError):  # gone meanwhile
                 status = os.stat(self._root / path)
+                if layout.is_fetch(path) and time.time() - status.st_mtime > ABANDONED_S:
+                    durable.remove(self._root / path)
+                    continue
                 found[path] = _Local(status.st_atime, status.st_size)
         self._files = OrderedDict(sorted(found.items(), key=lambda item: (item[1].used_at, item[0])))
         self._bytes = sum(file.num_bytes for file in found.values())

@@ -34,7 +34,7 @@ class Mending:
     def mend(self, problems: Sequence[Problem], collect_orphans: Callable[[str], Sequence[str]]) -> list[str]:
         """What was done, a line each."""
         if self._tiers is not None:
-            self._tiers.claim(write=False)
+            self._tiers.are_mine()
         done = []
         places = {place.path: place for place in self._catalog.all_segments()}
         for problem in problems:

@@ -114,6 +114,11 @@ def _remote(
             f"store.remote: {objects.uri} has the objects of store {theirs}, this is {mine}"
         )
     away = {path: info for path, info in objects.listed().items() if layout.is_segment(path)}
+    if away and theirs is None:
+        raise ForeignStoreError(
+            f"{objects.uri_of(layout.MARKER)}: missing, so nothing says whose the {len(away)} objects are; check "
+            "store.remote, or put it there"
+        )
     return mine or theirs, {path: away[path] for path in sorted(away.keys() - set(local))}
 
 

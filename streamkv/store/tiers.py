@@ -78,6 +78,7 @@ class Tiers:
         self._root = root
         self._catalog = catalog
         self._budget = local_bytes
+        self._claimed = False
         self.disk = LocalDisk(root, local_bytes, catalog.uploaded)
         self._fetching: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.Lock()
@@ -85,34 +86,39 @@ class Tiers:
     def state(self) -> TierState:
         unreachable = ""
         try:
-            self.claim(write=False)
+            self.are_mine()
         except ObjectStoreError as exc:
             unreachable = str(exc)
         num_local, local_bytes = self.disk.counts()
         uploads = self._catalog.uploads()
         return TierState(self.objects.uri, num_local, local_bytes, self._budget, uploads, unreachable)
 
-    def claim(self, *, write: bool) -> None:
-        """That the objects are this store's; with `write` they become it when they are nobody's.
+    def are_mine(self) -> bool:
+        """Whether the objects are this store's; False when they are nobody's, and nothing was uploaded.
 
         ForeignStoreError when they are another's, or nobody's although segments were uploaded. Without this a wrong
         prefix would make every segment look lost, and every object an orphan.
         """
         theirs, mine = object_marker(self.objects), marked_id(self._root)
-        if theirs is None and not self._catalog.uploads().num_uploaded:
-            if write:
-                self.objects.put(layout.MARKER, json.dumps({"store_id": mine}).encode())
-            return
-        if theirs is None:
-            raise ForeignStoreError(
-                f"{self.objects.uri_of(layout.MARKER)}: missing, though segments were uploaded; check store.remote, or "
-                f"copy {self._root / layout.MARKER} there if its objects were deleted"
-            )
-        if theirs != mine:
+        if theirs is not None and theirs != mine:
             raise ForeignStoreError(
                 f"store.remote: {self.objects.uri} has the objects of store {theirs}, this is {mine}; "
                 "choose another prefix"
             )
+        if theirs is None and self._catalog.uploads().num_uploaded:
+            raise ForeignStoreError(
+                f"{self.objects.uri_of(layout.MARKER)}: missing, though segments were uploaded; check store.remote, or "
+                f"copy {self._root / layout.MARKER} there if its objects were deleted"
+            )
+        return theirs is not None
+
+    def _claim(self) -> None:
+        """Once: makes the objects this store's when they are nobody's."""
+        if not self._claimed:
+            if not self.are_mine():
+                marker = {"store_id": marked_id(self._root)}
+                self.objects.put(layout.MARKER, json.dumps(marker).encode())
+            self._claimed = True
 
     # ---- up
 
@@ -125,12 +131,12 @@ class Tiers:
         num_uploaded = uploaded_bytes = num_deleted = 0
         failed: list[str] = []
         try:
-            self.claim(write=True)
+            self._claim()
             for path in self._catalog.removed_objects():
                 self.objects.delete(path)
                 self._catalog.object_is_gone(path)
                 num_deleted += 1
-            total = self._catalog.uploads().num_waiting
+            total = self._catalog.num_waiting()
             while places := self._catalog.waiting(len(failed) + _AT_ONCE)[len(failed) :]:
                 for place in places:
                     try:
@@ -144,7 +150,6 @@ class Tiers:
                     if on_segment is not None:
                         on_segment(num_uploaded, total)
         finally:
-            self.disk.collect_abandoned()
             self.disk.make_room()
         return Offloaded(num_uploaded, uploaded_bytes, num_deleted, tuple(failed))
 

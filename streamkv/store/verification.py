@@ -32,11 +32,9 @@ def find_problems(
     read_objects: bool,
 ) -> list[Problem]:
     """See `SegmentStore.verify`."""
-    if tiers is not None:
-        tiers.claim(write=False)
     # Files, objects and vectors before rows: what is committed in between is then known.
     present = layout.all_files(root, stream_id)
-    objects = {} if tiers is None else tiers.objects.listed(stream_id)
+    objects = tiers.objects.listed(stream_id) if tiers is not None and tiers.are_mine() else {}
     noted = {name: vectors.noted(name) for name in layout.vectors_files(root, stream_id)}
     uploaded, places = catalog.all_uploaded(stream_id), catalog.all_segments(stream_id)
     removed = set(catalog.removed_objects())

@@ -405,6 +405,7 @@ def test_fetch_that_was_cut_off_is_collected(tiered: Tiered) -> None:
         assert half.exists()
         assert [problem.path for problem in store.verify()] == [half.relative_to(store.root).as_posix()]
         os.utime(half, (half.stat().st_atime, half.stat().st_mtime - ABANDONED_S - 1))
+    with tiered.open(9) as store:
         store.offload()
         assert not half.exists()
 
@@ -626,6 +627,23 @@ def test_prefix_of_another_store_is_refused(tiered: Tiered, tmp_path: Path) -> N
 
 def segment_files_below(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.glob("streams/*/*"))
+
+
+def test_objects_that_nothing_says_are_ours_are_neither_deleted_nor_taken(
+    tiered: Tiered, tmp_path: Path
+) -> None:
+    """As those of a store whose marker is gone."""
+    with tiered.open() as store:
+        filled(store, 1)
+        store.offload()
+    tiered.s3.delete(tiered.prefix, "store.json")
+    tiered.root = tmp_path / "other"
+    with pytest.raises(ForeignStoreError, match=r"store\.json: missing, so nothing says whose the 1 objects"):
+        rebuild_catalog(tiered.root, objects=ObjectStore(tiered.prefix, tiered.s3.config))
+    with tiered.open() as other:
+        other.add_stream("cam", "file:cam.mp4")
+        assert other.verify() == []
+    assert len(tiered.objects) == 1
 
 
 def test_empty_prefix_is_not_taken_for_a_loss_of_all(tiered: Tiered) -> None:

@@ -81,7 +81,8 @@ class Sequence(RuleBasedStateMachine):
     def offload(self) -> None:
         try:
             assert self.store.offload().failed == ()
-            assert not self.away
+            left = self.store._catalog.uploads()
+            assert (left.num_waiting, left.num_removed) == (0, 0)
         except ObjectStoreError:
             assert self.away
 
