@@ -73,8 +73,6 @@ def _open_live(source: SourceConfig, spec: StreamSpec, on_gap: OnGap) -> LiveSou
 
 
 def _recall(config: PipelineConfig, identity: ModelIdentity, stream_id: str) -> VideoMemory:
-    store = SegmentStore.open(
-        config.store.root, catalog_url=config.store.catalog_url, identity=identity, read_only=True
-    )
+    store = SegmentStore.configured(config.store, identity=identity, read_only=True)
     with store:
         return store.reader(stream_id).refresh()

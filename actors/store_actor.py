@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from actors.rounds import Rounds
 from actors.timing import StageClock
 from actors.upkeep import Upkeep
 from streamkv.config import StoreConfig
@@ -20,7 +21,7 @@ class StoreActor:
         self._config = config
         self._identity = identity
         self._opened: SegmentStore | None = None
-        self._upkeep: Upkeep | None = None
+        self._rounds: list[Rounds] = []
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -32,8 +33,8 @@ class StoreActor:
         self._store().streams()
 
     def shutdown(self) -> None:
-        if self._upkeep is not None:
-            self._upkeep.shutdown()
+        for rounds in self._rounds:
+            rounds.shutdown()
         with self._lock:
             if self._opened is not None:
                 self._opened.close()
@@ -77,12 +78,16 @@ class StoreActor:
         with self._lock:
             if self._opened is None:
                 config = self._config
-                self._opened = SegmentStore.open(
-                    config.root,
-                    catalog_url=config.catalog_url,
-                    identity=self._identity,
-                    retention=config.retention,
-                )
-                self._upkeep = Upkeep(config, self._store, self.clock)
-                self._upkeep.start()
+                self._opened = SegmentStore.configured(config, identity=self._identity)
+                self._rounds = self._background()
+                for rounds in self._rounds:
+                    rounds.start()
             return self._opened
+
+    def _background(self) -> list[Rounds]:
+        """Apart from each other: ageing may take hours, and uploads wait for a bucket."""
+        config, upkeep = self._config, Upkeep(self._config, self._store, self.clock)
+        rounds = [Rounds("upkeep", config.upkeep_s, upkeep.retain_and_age)]
+        if config.remote:
+            rounds.append(Rounds("offload", config.offload_s, upkeep.offload))
+        return rounds

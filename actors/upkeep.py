@@ -1,9 +1,8 @@
-"""Deletes and ages what is due, every so often, in the process that writes the catalog."""
+"""A server's background work on its store: a round deletes and ages what is due, another one moves it between tiers."""
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 
 from actors.failures import describe
@@ -12,62 +11,45 @@ from streamkv.config import StoreConfig
 from streamkv.errors import StoreError
 from streamkv.store import SegmentStore
 
-STOP_S = 30.0
+OnSegment = Callable[[int, int], None]
 
 log = logging.getLogger(__name__)
 
 
-class _EndedError(Exception):
-    """The round is left where it is; the next one does the rest."""
-
-
 class Upkeep:
-    """One thread. What a round cannot do is logged, and tried again in the next."""
+    """Of the store in the process that writes the catalog."""
 
     def __init__(self, config: StoreConfig, store: Callable[[], SegmentStore], clock: StageClock) -> None:
         self._config = config
         self._store = store
         self._clock = clock
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
 
-    def start(self) -> None:
-        """The first round is `store.upkeep_s` from now; with 0 there is none."""
-        if self._config.upkeep_s:
-            self._thread.start()
-
-    def shutdown(self) -> None:
-        """Ends after the segment at hand."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_S)
-
-    def _run(self) -> None:
-        while not self._stopping.wait(self._config.upkeep_s):
-            try:
-                self._round()
-            except _EndedError:
-                return
-            except Exception as exc:  # whatever it is, the store's other work goes on
-                log.warning("upkeep of the store failed: %s", describe(exc))
-
-    def _round(self) -> None:
+    def retain_and_age(self, on_segment: OnSegment) -> None:
         store = self._store()
         with self._clock.time("retain"):
-            deleted = store.retain(on_segment=self._go_on)
+            deleted = store.retain(on_segment=on_segment)
         self._clock.count("deleted_segments", sum(front.num_segments for front in deleted.values()))
         if self._config.ageing:
             for info in store.streams():
-                self._age(store, info.stream_id)
+                self._age(store, info.stream_id, on_segment)
 
-    def _age(self, store: SegmentStore, stream_id: str) -> None:
+    def offload(self, on_segment: OnSegment) -> None:
+        """StoreError when segments are left that cannot be uploaded."""
+
+        def count(done: int, total: int) -> None:  # at once: a round may fail after some
+            self._clock.count("uploaded_segments")
+            on_segment(done, total)
+
+        with self._clock.time("offload"):
+            done = self._store().offload(count)
+        self._clock.count("deleted_objects", done.num_deleted)
+        if done.failed:
+            raise StoreError(f"{len(done.failed)} segments cannot be uploaded, such as {done.failed[0]}")
+
+    def _age(self, store: SegmentStore, stream_id: str, on_segment: OnSegment) -> None:
         try:
             with self._clock.time("age"):
-                aged = store.age(stream_id, self._config.ageing, on_segment=self._go_on)
+                aged = store.age(stream_id, self._config.ageing, on_segment=on_segment)
             self._clock.count("aged_segments", aged.num_segments)
         except StoreError as exc:  # removed, or damaged: other streams are aged all the same
             log.warning("stream %s is not aged: %s", stream_id, describe(exc))
-
-    def _go_on(self, done: int, total: int) -> None:
-        if self._stopping.is_set():
-            raise _EndedError

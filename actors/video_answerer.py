@@ -143,11 +143,8 @@ class VideoAnswerer:
 
     def _of_stream(self, stream_id: str) -> _Shown:
         if self._store is None:
-            self._store = SegmentStore.open(
-                self._config.store.root,
-                catalog_url=self._config.store.catalog_url,
-                identity=ModelIdentity.of(self._model),
-                read_only=True,
+            self._store = SegmentStore.configured(
+                self._config.store, identity=ModelIdentity.of(self._model), read_only=True
             )
         if (
             self._reader is None or self._reader.stream_id != stream_id

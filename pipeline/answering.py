@@ -168,11 +168,8 @@ class Answerer:
     def opened(self) -> SegmentStore:
         """The store, which only ingest writes."""
         if self._store is None:  # made by the ingest plane, perhaps after this process started
-            self._store = SegmentStore.open(
-                self.config.store.root,
-                catalog_url=self.config.store.catalog_url,
-                identity=ModelIdentity.of(self._model),
-                read_only=True,
+            self._store = SegmentStore.configured(
+                self.config.store, identity=ModelIdentity.of(self._model), read_only=True
             )
         return self._store
 

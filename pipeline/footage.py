@@ -63,9 +63,7 @@ class Footage:
 
     def _opened(self) -> SegmentStore:
         if self._store is None:  # made by the ingest plane, perhaps after this process started
-            self._store = SegmentStore.open(
-                self._config.root, catalog_url=self._config.catalog_url, read_only=True
-            )
+            self._store = SegmentStore.configured(self._config, read_only=True)
         return self._store
 
 

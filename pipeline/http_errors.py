@@ -11,6 +11,7 @@ from actors.failures import NotReadyError, WorkerLostError
 from streamkv.errors import (
     CorruptSegmentError,
     ModelError,
+    ObjectStoreError,
     SegmentGoneError,
     SourceError,
     StoreError,
@@ -41,6 +42,7 @@ STATUS: dict[type[Exception], int] = {
     ModelError: 500,
     SegmentGoneError: 503,  # asked again, it is answered from what is left
     StoreFullError: 503,
+    ObjectStoreError: 503,
     StoreError: 409,  # nothing committed yet, another model's store, or a legal hold
     StreamKVError: 422,  # a question or a setting
     OverloadedError: 503,

@@ -259,6 +259,29 @@ class RetentionConfig:
 
 
 @dataclass(frozen=True)
+class S3Config:
+    """How a bucket is reached. Its credentials are not here: AWS_ACCESS_KEY_ID and the like, ~/.aws, or a role."""
+
+    endpoint_override: str = ""
+    """`host:port` of a server that is not Amazon's."""
+    scheme: Literal["https", "http"] = "https"
+    region: str = ""
+    """Empty: as the environment or ~/.aws/config says."""
+    timeout_s: float = 10.0
+    """For connecting, and for how long no byte may come."""
+    attempts: int = 3
+    """For each request, with pauses in between."""
+
+    def __post_init__(self) -> None:
+        _check(
+            [
+                _need(self.timeout_s > 0, "store.s3.timeout_s", self.timeout_s, "> 0"),
+                _need(self.attempts >= 1, "store.s3.attempts", self.attempts, ">= 1"),
+            ]
+        )
+
+
+@dataclass(frozen=True)
 class StoreConfig:
     root: str = ".streamkv/store"
     """Folder of the segment store."""
@@ -272,9 +295,31 @@ class StoreConfig:
     upkeep_s: float = 600.0
     """Seconds between two rounds in which a server deletes and ages what is due; 0: it leaves that to
     `streamkv store retain` and `streamkv store age`."""
+    remote: str = ""
+    """Where committed segments go as objects, behind the local disk: `s3://bucket/prefix`, `file:///folder` or another
+    URI of pyarrow.fs; empty: nowhere."""
+    s3: S3Config = field(default_factory=S3Config)
+    local_bytes: int = 0
+    """Bytes of segment files on the local disk. Above it those that are in `remote` leave it, the least recently used
+    first; 0: none leaves."""
+    offload_s: float = 10.0
+    """Seconds between two rounds in which a server uploads what waits, longer while that fails; 0: it leaves that to
+    `streamkv store offload`."""
 
     def __post_init__(self) -> None:
-        _check([_need(self.upkeep_s >= 0, "store.upkeep_s", self.upkeep_s, ">= 0")])
+        _check(
+            [
+                _need(self.upkeep_s >= 0, "store.upkeep_s", self.upkeep_s, ">= 0"),
+                _need(self.offload_s >= 0, "store.offload_s", self.offload_s, ">= 0"),
+                _need(self.local_bytes >= 0, "store.local_bytes", self.local_bytes, ">= 0"),
+                _need(
+                    not self.local_bytes or bool(self.remote),
+                    "store.local_bytes",
+                    self.local_bytes,
+                    "0 without store.remote: files would have nowhere to go",
+                ),
+            ]
+        )
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ StreamKVError
     ├── StreamIdError         the stream id is not a safe name
     ├── ForeignStoreError     the store was written by another model or format
     ├── CorruptSegmentError   a segment file does not match its checksums
+    │   └── MissingObjectError    a segment's object is not in the object store
     ├── SegmentGoneError      a segment was deleted while it was being read
     ├── StoreFullError        the disk is full, or a stream or a tenant has all it may have
     ├── LegalHoldError        the stream is held: nothing of it is deleted
+    ├── ObjectStoreError      the object store does not do what was asked, for now
     └── FencedError           another writer owns the stream now
 
 Each message says what, what was got, what is allowed, and what to do.
@@ -82,6 +84,10 @@ class CorruptSegmentError(StoreError):
     """A segment file is cut, altered or missing."""
 
 
+class MissingObjectError(CorruptSegmentError):
+    """A segment's object is not in the object store."""
+
+
 class SegmentGoneError(StoreError):
     """Retention deleted the segment, or its stream was removed, after the reader had begun."""
 
@@ -92,6 +98,10 @@ class StoreFullError(StoreError):
 
 class LegalHoldError(StoreError):
     """The stream is on legal hold, and what was asked would delete of it."""
+
+
+class ObjectStoreError(StoreError):
+    """The object store behind the disk cannot be reached, or refuses; nothing is lost, and it may work later."""
 
 
 class FencedError(StoreError):

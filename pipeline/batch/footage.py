@@ -97,8 +97,7 @@ class Streams:
         return Video(name, "", (name, info.created_at), info.file_bytes)
 
     def _open(self, identity: ModelIdentity | None = None) -> SegmentStore:
-        store = self.config.store
-        return SegmentStore.open(store.root, catalog_url=store.catalog_url, identity=identity, read_only=True)
+        return SegmentStore.configured(self.config.store, identity=identity, read_only=True)
 
 
 MOST_NAMED = 10

@@ -125,9 +125,8 @@ def _inspect(config: PipelineConfig, stream_id: str, question: str, *, video: bo
     if question:
         question = check_question(question, config.serve.max_question_chars)
     model = load_model(config.model) if video or question else None
-    store = SegmentStore.open(
-        config.store.root,
-        catalog_url=config.store.catalog_url,
+    store = SegmentStore.configured(
+        config.store,
         identity=ModelIdentity.of(model) if model is not None else None,
         read_only=True,
     )

@@ -1,4 +1,4 @@
-"""`store age`, `retain`, `hold`, `release` and `verify`: the segment store's upkeep."""
+"""`store age`, `retain`, `hold`, `release`, `offload`, `tiers` and `verify`: the segment store's upkeep."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ def register(app: typer.Typer) -> None:
     store.command(epilog="Example: [bold]streamkv store retain --max-age 2592000 --dry-run[/]")(retain)
     store.command(epilog="Example: [bold]streamkv store hold lobby --reason 'case 4711'[/]")(hold)
     store.command(epilog="Example: [bold]streamkv store release lobby[/]")(release)
+    store.command(epilog="Example: [bold]streamkv store offload store.remote=s3://bucket/footage[/]")(offload)
+    store.command(epilog="Example: [bold]streamkv store tiers store.remote=s3://bucket/footage[/]")(tiers)
     store.command(epilog="Example: [bold]streamkv store verify --stream lobby[/]")(verify)
     app.add_typer(store)
 
@@ -91,7 +93,7 @@ def age(
 def _age(settings: StoreConfig, stream: str, policy: list[AgeingStep]) -> dict[str, Aged]:
     from streamkv.store import SegmentStore
 
-    with SegmentStore.open(Path(settings.root), catalog_url=settings.catalog_url) as store:
+    with SegmentStore.configured(settings) as store:
         names = [stream] if stream else [info.stream_id for info in store.streams()]
         with bars() as progress:
             tasks = {name: progress.add_task(name, total=None, note="") for name in names}
@@ -171,7 +173,7 @@ def _retain(
     from streamkv.store import SegmentStore
 
     with (
-        SegmentStore.open(Path(settings.root), catalog_url=settings.catalog_url, read_only=dry_run) as store,
+        SegmentStore.configured(settings, read_only=dry_run) as store,
         bars() as progress,
     ):
         task = progress.add_task("segments", total=None, note="")
@@ -216,11 +218,73 @@ def _set_hold(settings: StoreConfig, stream_id: str, reason: str | None) -> None
     """None: the end of it."""
     from streamkv.store import SegmentStore
 
-    with SegmentStore.open(Path(settings.root), catalog_url=settings.catalog_url) as store:
+    with SegmentStore.configured(settings) as store:
         if reason is None:
             store.release(stream_id)
         else:
             store.hold(stream_id, reason)
+
+
+def offload(
+    overrides: OverridesArgument = None,
+    config: ConfigOption = "local",
+    home: HomeOption = DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload what waits to store.remote, delete objects of what was deleted, keep the disk to store.local_bytes.
+
+    Doing it again does what is left. A server does it every store.offload_s. Exit 1 when a segment cannot be uploaded.
+    """
+    from streamkv.store import SegmentStore
+
+    with (
+        friendly(as_json=as_json),
+        SegmentStore.configured(store_config(home, config, overrides or [])) as store,
+    ):
+        with bars() as progress:
+            done = store.offload(counts_of(progress, progress.add_task("segments", total=None, note="")))
+        if as_json:
+            print_json(asdict(done))
+        else:
+            out.print(
+                f"{done.num_uploaded} segments uploaded, {size(done.uploaded_bytes)}; "
+                f"{done.num_deleted} objects deleted",
+                highlight=False,
+            )
+            for reason in done.failed:
+                out.print(f"not uploaded: {reason}", highlight=False, markup=False, soft_wrap=True)
+    if done.failed:
+        raise typer.Exit(FAILED)
+
+
+def tiers(
+    overrides: OverridesArgument = None,
+    config: ConfigOption = "local",
+    home: HomeOption = DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what lies on the local disk, what in store.remote, what waits for it, and whether it can be reached."""
+    from streamkv.store import SegmentStore
+
+    with (
+        friendly(as_json=as_json),
+        SegmentStore.configured(store_config(home, config, overrides or []), read_only=True) as store,
+    ):
+        found = store.tiers()
+    if as_json:
+        print_json(asdict(found))
+        return
+    uploads = found.uploads
+    budget = f" of {size(found.budget)}" if found.budget else ""
+    lines = [
+        f"local disk: {found.num_local} files, {size(found.local_bytes)}{budget}",
+        f"{found.uri}: {uploads.num_uploaded} segments, {size(uploads.uploaded_bytes)}",
+        f"waiting for upload: {uploads.num_waiting} segments, {size(uploads.waiting_bytes)}",
+        f"objects to be deleted: {uploads.num_removed}",
+        f"cannot be reached now: {found.unreachable}" if found.unreachable else "can be reached",
+    ]
+    for line in lines:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def verify(
@@ -230,8 +294,12 @@ def verify(
         bool,
         typer.Option(
             "--repair",
-            help="Make a lost catalog again from the files, remove orphans, turn lost segments into gaps.",
+            help="Make a lost catalog again from the files, fetch or upload what one tier lacks, remove orphans, "
+            "turn lost segments into gaps.",
         ),
+    ] = False,
+    objects: Annotated[
+        bool, typer.Option("--objects", help="Read every object of store.remote, too, not only its size.")
     ] = False,
     config: ConfigOption = "local",
     home: HomeOption = DEFAULT,
@@ -245,7 +313,7 @@ def verify(
         settings = store_config(home, config, overrides or [])
         if repair:
             _check_down(home, settings, as_json=as_json)
-        done, problems = _verify(settings, stream, repair=repair)
+        done, problems = _verify(settings, stream, repair=repair, read_objects=objects)
     if as_json:
         print_json({"done": done, "problems": [asdict(problem) for problem in problems]})
     else:
@@ -267,26 +335,29 @@ def _check_down(home: str, settings: StoreConfig, *, as_json: bool) -> None:
         fail("--repair: the server is up; stop it with: streamkv down", as_json=as_json)
 
 
-def _verify(settings: StoreConfig, stream: str, *, repair: bool) -> tuple[list[str], list[Problem]]:
+def _verify(
+    settings: StoreConfig, stream: str, *, repair: bool, read_objects: bool
+) -> tuple[list[str], list[Problem]]:
     """What was done, and what is wrong after that."""
-    from streamkv.store import SegmentStore
+    from streamkv.store import ObjectStore, SegmentStore
     from streamkv.store.repair import rebuild_catalog
 
     root, url, done = Path(settings.root), settings.catalog_url, []
     with bars() as progress:
         if repair:
             task = progress.add_task("files", total=None, note="")
-            done = rebuild_catalog(root, url, counts_of(progress, task))
-        with SegmentStore.open(root, catalog_url=url, read_only=not repair) as store:
-            problems = _look(store, stream, progress)
+            objects = ObjectStore(settings.remote, settings.s3) if settings.remote else None
+            done = rebuild_catalog(root, url, counts_of(progress, task), objects)
+        with SegmentStore.configured(settings, read_only=not repair) as store:
+            problems = _look(store, stream, progress, read_objects=read_objects)
             if problems and repair:
                 done += store.repair(problems)
-                problems = _look(store, stream, progress)
+                problems = _look(store, stream, progress, read_objects=read_objects)
     return done, problems
 
 
-def _look(store: SegmentStore, stream: str, progress: Progress) -> list[Problem]:
+def _look(store: SegmentStore, stream: str, progress: Progress, *, read_objects: bool) -> list[Problem]:
     if stream:
         store.stream(stream)  # UnknownStreamError
     task = progress.add_task("segments", total=None, note="")
-    return store.verify(stream or None, counts_of(progress, task))
+    return store.verify(stream or None, counts_of(progress, task), read_objects=read_objects)

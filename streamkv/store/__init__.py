@@ -2,18 +2,22 @@
 
 from streamkv.store.ageing import Aged
 from streamkv.store.layout import check_stream_id
+from streamkv.store.object_store import ObjectStore
 from streamkv.store.opening import is_store
 from streamkv.store.reader import StreamReader, StreamSnapshot
 from streamkv.store.records import Front, Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
 from streamkv.store.segment_file import SegmentFile
 from streamkv.store.segment_writer import write_segment
 from streamkv.store.store import SegmentStore
+from streamkv.store.tiers import Offloaded, TierState
 
 __all__ = [
     "Aged",
     "Front",
     "Gap",
     "ModelIdentity",
+    "ObjectStore",
+    "Offloaded",
     "Problem",
     "SegmentFile",
     "SegmentPlace",
@@ -22,6 +26,7 @@ __all__ = [
     "StreamReader",
     "StreamSnapshot",
     "StreamState",
+    "TierState",
     "check_stream_id",
     "is_store",
     "write_segment",

@@ -14,6 +14,7 @@ from streamkv.store import durable, layout
 from streamkv.store.catalog import Catalog
 from streamkv.store.reader import SegmentFiles
 from streamkv.store.retention import room_for
+from streamkv.store.tiers import Tiers
 from streamkv.store.vectors import SummaryVectors
 
 FIRST_BYTES = 1 << 20
@@ -23,11 +24,19 @@ FIRST_BYTES = 1 << 20
 class Deletion:
     """Of one store that is open for writing."""
 
-    def __init__(self, root: Path, catalog: Catalog, files: SegmentFiles, vectors: SummaryVectors) -> None:
+    def __init__(
+        self,
+        root: Path,
+        catalog: Catalog,
+        files: SegmentFiles,
+        vectors: SummaryVectors,
+        tiers: Tiers | None,
+    ) -> None:
         self._root = root
         self._catalog = catalog
         self._files = files
         self._vectors = vectors
+        self._tiers = tiers
 
     def finish(self) -> None:
         """What deletions that were cut short have left."""
@@ -62,6 +71,7 @@ class Deletion:
 
         Twice: for the next segment, too. To meet a full disk costs the stream its session.
         """
+        self._free_disk(_on_disk(num_bytes))
         disk_bytes = _on_disk(num_bytes) - self._free_bytes()
         if disk_bytes > 0 or self._catalog.why_full(stream_id, num_bytes, policy):
             self.delete_fronts(room_for(self._catalog, policy, stream_id, num_bytes, disk_bytes))
@@ -70,6 +80,7 @@ class Deletion:
         """Why a segment of so many bytes, 0 when nobody knows, would find no room; empty when it would."""
         if problem := self._catalog.why_full(stream_id, num_bytes or 1, policy):
             return problem
+        self._free_disk(_on_disk(num_bytes))
         free, needed = self._free_bytes(), _on_disk(num_bytes)
         return "" if free >= needed else f"disk full: {free:,} bytes are free, {needed:,} are needed"
 
@@ -83,6 +94,11 @@ class Deletion:
             except OSError as exc:
                 failed.append(f"{path} ({exc.strerror})")
         return failed
+
+    def _free_disk(self, num_bytes: int) -> None:
+        """What is in the object store leaves the disk before anything is deleted or paused for it."""
+        if self._tiers is not None and (lacking := num_bytes - self._free_bytes()) > 0:
+            self._tiers.disk.free(lacking)
 
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self._root).free

@@ -61,9 +61,24 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def note_use(path: Path, at_s: float) -> None:
+    """Sets when a file was last read, seconds since 1970: what leaves the local disk is chosen by it."""
+    with suppress(OSError):  # a disk for reading only, or a file that has just left it
+        os.utime(path, ns=(int(at_s * 1e9), path.stat().st_mtime_ns))
+
+
 @contextmanager
-def removed_on_error(temp: Path) -> Iterator[None]:
-    """Takes the temporary file away when the body fails, and says what to do about the disk.
+def use_not_noted(path: Path) -> Iterator[None]:
+    """Reading within the block does not count as use."""
+    before = path.stat().st_atime if path.exists() else None
+    yield
+    if before is not None:
+        note_use(path, before)
+
+
+@contextmanager
+def removed_on_error(temp: Path, otherwise: str = "the segment was not stored") -> Iterator[None]:
+    """Takes the temporary file away when the body fails, and says what to do about the disk, and what was not done.
 
     StoreFullError when that has no room, StoreError for anything else of it.
     """
@@ -72,7 +87,7 @@ def removed_on_error(temp: Path) -> Iterator[None]:
     except OSError as exc:
         _take_away(temp)
         kind = StoreFullError if exc.errno in _FULL else StoreError
-        raise kind(_advice(temp, exc)) from exc
+        raise kind(_advice(temp, exc, otherwise)) from exc
     except Exception:
         _take_away(temp)
         raise
@@ -83,11 +98,11 @@ def _take_away(temp: Path) -> None:
         temp.unlink()
 
 
-def _advice(path: Path, exc: OSError) -> str:
+def _advice(path: Path, exc: OSError, otherwise: str) -> str:
     if exc.errno not in _FULL:
-        return f"cannot write {path}: {exc.strerror or exc}; the segment was not stored"
+        return f"cannot write {path}: {exc.strerror or exc}; {otherwise}"
     return (
-        f"disk full while writing {path} ({_free_bytes(path):,} bytes free): the segment was not stored; "
+        f"disk full while writing {path} ({_free_bytes(path):,} bytes free): {otherwise}; "
         "free space, remove a stream, set store.retention, or move store.root to a larger disk"
     )
 

@@ -4,6 +4,7 @@
     <root>/catalog.sqlite                                      the catalog, unless a URL names another
     <root>/streams/<stream id>/<segment no>.e<epoch>.<checksum>.arrow
     <root>/streams/<stream id>/.<segment no>.e<epoch>.<nonce>.tmp
+    <root>/streams/<stream id>/.<segment no>.e<epoch>.<nonce>.fetch   on its way from the object store
     <root>/vectors/<stream id>.bin                             its summary vectors once more, to open it fast
 
 The epoch in a name keeps a stale writer from another's files; the checksum keeps a writer that repeats a
@@ -29,6 +30,7 @@ CATALOG = "catalog.sqlite"
 _STREAM_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SEGMENT = re.compile(r"(?P<no>\d{8,})\.e(?P<epoch>\d{6,})\.(?P<checksum>[0-9a-f]{8})\.arrow")
 _TEMP = re.compile(r"\.(?P<no>\d{8,})\.e(?P<epoch>\d{6,})\.[0-9a-f]{32}\.tmp")
+_FETCHED = re.compile(r"\.(?P<no>\d{8,})\.e(?P<epoch>\d{6,})\.[0-9a-f]{32}\.fetch")
 
 
 def check_stream_id(stream_id: str) -> str:
@@ -57,6 +59,11 @@ def segment_path(stream_id: str, segment_no: int, epoch: int, checksum: str) -> 
 
 def temp_name(segment_no: int, epoch: int) -> str:
     return f".{segment_no:08d}.e{epoch:06d}.{uuid.uuid4().hex}.tmp"
+
+
+def fetch_name(segment_no: int, epoch: int) -> str:
+    """Not `temp_name`: the stream's next writer removes those of earlier epochs, and readers fetch meanwhile."""
+    return f".{segment_no:08d}.e{epoch:06d}.{uuid.uuid4().hex}.fetch"
 
 
 def stored_files(root: Path, stream_id: str, *, before_epoch: int) -> Iterator[str]:
@@ -97,6 +104,16 @@ def is_segment(path: str) -> bool:
 
 def is_temporary(path: str) -> bool:
     return _TEMP.fullmatch(path.rpartition("/")[2]) is not None
+
+
+def is_fetch(path: str) -> bool:
+    return _FETCHED.fullmatch(path.rpartition("/")[2]) is not None
+
+
+def segment_of(path: str) -> tuple[str, int]:
+    """Stream and number of a path that `is_segment`."""
+    _, stream_id, name = path.split("/")
+    return stream_id, int(name.partition(".")[0])
 
 
 def checksum_of(path: str) -> str:

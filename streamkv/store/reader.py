@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ import torch
 
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, SegmentGoneError, StoreError
 from streamkv.memory import BlockTable, Ranked, SegmentInfo
+from streamkv.store import durable
 from streamkv.store.catalog import Catalog, Progress
 from streamkv.store.codecs import Codec
 from streamkv.store.index import SummaryIndex, faster
@@ -30,6 +32,10 @@ _INDEX_AT_ONCE = 1024
 """Segments whose summary vectors are held twice, on their way into the index."""
 
 
+NOTE_S = 10.0
+"""How often the use of a file is noted, where files may leave the disk."""
+
+
 class SegmentFiles:
     """The files that are open: memory maps, the least recently used closed first. Threads may share it."""
 
@@ -39,12 +45,19 @@ class SegmentFiles:
         identity: ModelIdentity,
         max_open: int,
         look_up: Callable[[str, int], SegmentPlace | None],
+        fetch: Callable[[SegmentPlace], SegmentFile] | None,
     ) -> None:
-        """`look_up` says where a segment is now, by stream and number."""
+        """`look_up` says where a segment is now, by stream and number; `fetch` brings a file that is not on the disk.
+
+        None: all files are there.
+        """
         self._root = root
         self._identity = identity
         self._max_open = max_open
         self._look_up = look_up
+        self._fetch = fetch
+        self._noted: set[Path] = set()  # files whose use was noted lately
+        self._noted_since = time.monotonic()
         self._lock = threading.Lock()
         self._open: OrderedDict[str, SegmentFile] = OrderedDict()
         # Outlives the maps, so that a file is checked once and not each time it is opened again. Names say
@@ -54,16 +67,19 @@ class SegmentFiles:
     def get(self, place: SegmentPlace) -> SegmentFile:
         """The place's file.
 
-        CorruptSegmentError when it is missing, altered, or another segment's; SegmentGoneError when it was deleted.
+        CorruptSegmentError when it is missing, altered, or another segment's; SegmentGoneError when it was deleted;
+        ObjectStoreError when it is not on the disk and cannot be fetched now.
         """
         with self._lock:
-            file = self._open.get(place.path)
-            if file is None:
-                file = self._open[place.path] = self._found(place)
-            self._open.move_to_end(place.path)
+            if place.path in self._open:
+                return self._used(place.path)
+        # Not under the lock: a file may come from far away, and other threads read on meanwhile.
+        file = self._found(place)
+        with self._lock:
+            self._open.setdefault(place.path, file)
             while len(self._open) > self._max_open:
                 self._open.popitem(last=False)
-            return file
+            return self._used(place.path)
 
     def forget(self, path: str) -> None:
         """Closes the map of a file that is to go."""
@@ -82,12 +98,37 @@ class SegmentFiles:
                     f"segment {place.segment_no} of stream {place.stream_id!r} was deleted after this reader had "
                     "begun; read the stream anew"
                 ) from None
-            if now.epoch != place.epoch or now.path == place.path:
+            if now.path != place.path:
+                if now.epoch != place.epoch:
+                    raise
+                return self._found(now)
+            if self._fetch is None or (self._root / place.path).exists():
                 raise
-            return self._found(now)
+        return self._checked(place, self._fetch(place))
+
+    def _used(self, path: str) -> SegmentFile:
+        """An open file, which is the last to be closed from now on."""
+        self._open.move_to_end(path)
+        file = self._open[path]
+        if self._fetch is not None:
+            self._note_use(file.path)
+        return file
+
+    def _note_use(self, path: Path) -> None:
+        """For whoever chooses what leaves the disk. Now and then, so that it costs nothing."""
+        if time.monotonic() - self._noted_since > NOTE_S:
+            self._noted.clear()
+            self._noted_since = time.monotonic()
+            for left in [key for key, file in self._open.items() if not file.path.exists()]:
+                del self._open[left]  # a map would keep its bytes on the disk
+        if path not in self._noted:
+            self._noted.add(path)
+            durable.note_use(path, time.time())
 
     def _opened(self, place: SegmentPlace) -> SegmentFile:
-        file = SegmentFile(self._root / place.path, self._verified.get(place.path))
+        return self._checked(place, SegmentFile(self._root / place.path, self._verified.get(place.path)))
+
+    def _checked(self, place: SegmentPlace, file: SegmentFile) -> SegmentFile:
         check_belongs(file, place, self._identity)
         self._verified[place.path] = file.verified
         return file

@@ -128,6 +128,17 @@ class Front:
 
 
 @dataclass(frozen=True)
+class Uploads:
+    """How far the object store is behind the catalog."""
+
+    num_uploaded: int
+    uploaded_bytes: int
+    num_waiting: int  # segments that are not there yet
+    waiting_bytes: int
+    num_removed: int  # objects that no segment needs any more, and that are to go
+
+
+@dataclass(frozen=True)
 class Problem:
     """One thing that `SegmentStore.verify` found."""
 
@@ -135,6 +146,7 @@ class Problem:
     path: str  # relative to the root
     detail: str
     stream_id: str = ""
+    tier: Literal["disk", "objects"] = "disk"  # which copy it is about
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.path}: {self.detail}"

@@ -1,4 +1,4 @@
-"""A store whose catalog is lost, from its segment files alone.
+"""A store whose catalog is lost, from its segment files and objects alone.
 
 Files say everything about segments, nothing about streams but their ids: a source's address may hold a password and
 stands in the catalog only. So a restored stream can be asked, and is `stopped`: nobody knows where its footage goes on.
@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, StoreError
-from streamkv.store import layout
+from streamkv.store import durable, layout
 from streamkv.store.catalog import Catalog
+from streamkv.store.object_store import ObjectInfo, ObjectStore
 from streamkv.store.opening import default_url, marked_id, write_marker
 from streamkv.store.records import FORMAT_VERSION, Gap, ModelIdentity, SegmentPlace
 from streamkv.store.rows import RestoredStream, StoredIdentity
 from streamkv.store.segment_file import SegmentFile
+from streamkv.store.tiers import object_marker
 from streamkv.store.vectors import SummaryVectors
 
 OnFile = Callable[[int, int], object]
@@ -35,13 +38,20 @@ class _Found:
     identity: ModelIdentity
     place: SegmentPlace
     written_at: float  # seconds since 1970
+    uploaded_at: float = 0.0  # of an object
 
 
-def rebuild_catalog(root: Path, catalog_url: str = "", on_file: OnFile | None = None) -> list[str]:
+def rebuild_catalog(
+    root: Path,
+    catalog_url: str = "",
+    on_file: OnFile | None = None,
+    objects: ObjectStore | None = None,
+) -> list[str]:
     """Makes the catalog that is missing, in one transaction; returns what was done, a line each.
 
-    Nothing happens, and nothing is returned, when there is a catalog. Damaged files go to `damaged/`. StoreError when
-    no segment file is whole, ForeignStoreError when files are of two models; then nothing is changed.
+    Nothing happens, and nothing is returned, when there is a catalog. Of `objects` those are read that are not on the
+    disk, and stay where they are. What is damaged goes to `damaged/`. StoreError when no segment file is whole,
+    ForeignStoreError when files are of two models or the objects another store's; then nothing is changed.
     """
     catalog = Catalog(catalog_url or default_url(root))
     try:
@@ -49,14 +59,19 @@ def rebuild_catalog(root: Path, catalog_url: str = "", on_file: OnFile | None = 
         if known and catalog.identity() is not None:
             return []
         paths = [path for path in sorted(layout.all_files(root)) if layout.is_segment(path)]
+        store_id, away = _remote(root, objects, paths)
         found, damaged = [], []
-        for i, path in enumerate(paths):
-            if (whole := _read(root, path)) is not None:
+        for i, path in enumerate([*paths, *away]):
+            if objects is not None and path in away:
+                whole = _read_object(objects, path, away[path])
+            else:
+                whole = _read(root, path)
+            if whole is not None:
                 found.append(whole)
             else:
                 damaged.append(path)
             if on_file is not None:
-                on_file(i + 1, len(paths))
+                on_file(i + 1, len(paths) + len(away))
         if not found:
             raise StoreError(
                 f"no store in {root}: neither a catalog nor a whole segment file; check store.root"
@@ -68,17 +83,54 @@ def rebuild_catalog(root: Path, catalog_url: str = "", on_file: OnFile | None = 
                     f"{root / other.place.path}: of another model than {found[0].place.path}: "
                     f"{other.identity.differences(identity)}; move the files of one of them away"
                 )
-        store_id = marked_id(root)
         stored = StoredIdentity(store_id or uuid.uuid4().hex, FORMAT_VERSION, identity)
         streams = _streams(found)
+        durable.make_folder(root)  # objects may be all that is left
         catalog.restore(stored, streams)
         _keep_vectors(root, identity, streams)
-        if store_id is None:
+        if marked_id(root) is None:
             write_marker(root, stored)
-        aside = [f"{path}: damaged; it is {layout.set_aside(root, path)} now" for path in damaged]
+        aside = [
+            f"{path}: damaged; it is {objects.set_aside(path)} now"
+            if objects is not None and path in away
+            else f"{path}: damaged; it is {layout.set_aside(root, path)} now"
+            for path in damaged
+        ]
         return [*(_told(stream) for stream in streams), *aside]
     finally:
         catalog.close()
+
+
+def _remote(
+    root: Path, objects: ObjectStore | None, local: Sequence[str]
+) -> tuple[str | None, dict[str, ObjectInfo]]:
+    """The store's id, if anything says it, and the objects of segments that are not on the disk."""
+    mine = marked_id(root)
+    if objects is None:
+        return mine, {}
+    theirs = object_marker(objects)
+    if mine and theirs and mine != theirs:
+        raise ForeignStoreError(
+            f"store.remote: {objects.uri} has the objects of store {theirs}, this is {mine}"
+        )
+    away = {path: info for path, info in objects.listed().items() if layout.is_segment(path)}
+    if away and theirs is None:
+        raise ForeignStoreError(
+            f"{objects.uri_of(layout.MARKER)}: missing, so nothing says whose the {len(away)} objects are; check "
+            "store.remote, or put it there"
+        )
+    return mine or theirs, {path: away[path] for path in sorted(away.keys() - set(local))}
+
+
+def _read_object(objects: ObjectStore, path: str, info: ObjectInfo) -> _Found | None:
+    """As `_read`; nothing stays on the disk."""
+    with TemporaryDirectory(prefix="streamkv-") as folder:
+        copy = Path(folder) / path
+        copy.parent.mkdir(parents=True)
+        with copy.open("wb") as file:
+            objects.get(path, file)
+        found = _read(Path(folder), path)
+    return found and replace(found, written_at=info.written_at, uploaded_at=info.written_at)
 
 
 def _read(root: Path, path: str) -> _Found | None:
@@ -119,7 +171,12 @@ def _streams(found: Sequence[_Found]) -> list[RestoredStream]:
         places = tuple(one.place for one in kept)
         streams.append(
             RestoredStream(
-                stream_id, places, tuple(one.written_at for one in kept), tuple(_gaps(places)), _DETAIL
+                stream_id,
+                places,
+                tuple(one.written_at for one in kept),
+                tuple(one.uploaded_at for one in kept),
+                tuple(_gaps(places)),
+                _DETAIL,
             )
         )
     return streams

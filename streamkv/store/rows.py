@@ -34,6 +34,7 @@ class RestoredStream:
     stream_id: str
     places: tuple[SegmentPlace, ...]  # by segment number; at least one
     committed_at: tuple[float, ...]  # of each, seconds since 1970
+    uploaded_at: tuple[float, ...]  # of each; 0.0: its file is not in the object store
     gaps: tuple[Gap, ...]
     detail: str
 
@@ -79,8 +80,9 @@ def restore_stream(session: Session, stream: RestoredStream, fingerprint: str) -
         )
     )
     session.flush()  # rows that name the stream come after it
-    for place, committed_at in zip(stream.places, stream.committed_at, strict=True):
-        session.add(SegmentRow(**asdict(place), committed_at=committed_at))
+    times = zip(stream.places, stream.committed_at, stream.uploaded_at, strict=True)
+    for place, committed_at, uploaded_at in times:
+        session.add(SegmentRow(**asdict(place), committed_at=committed_at, uploaded_at=uploaded_at))
     for gap in stream.gaps:
         session.add(GapRow(stream_id=stream.stream_id, **asdict(gap)))
 

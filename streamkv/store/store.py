@@ -16,17 +16,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
-from streamkv.config import AgeingStep, RetentionConfig
+from streamkv.config import AgeingStep, RetentionConfig, StoreConfig
 from streamkv.errors import CorruptSegmentError, StoreError, StoreFullError
 from streamkv.store import layout
 from streamkv.store.ageing import Aged, OnSegment, age_stream
 from streamkv.store.catalog import Catalog
 from streamkv.store.deletion import Deletion
+from streamkv.store.mending import Mending
+from streamkv.store.object_store import ObjectStore
 from streamkv.store.opening import open_catalog
 from streamkv.store.reader import SegmentFiles, StreamReader
 from streamkv.store.records import Front, Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
 from streamkv.store.retention import due
 from streamkv.store.segment_file import SegmentFile
+from streamkv.store.tiers import Offloaded, Tiers, TierState
 from streamkv.store.vectors import SummaryVectors
 from streamkv.store.verification import find_problems
 
@@ -47,22 +50,45 @@ class SegmentStore:
         read_only: bool = False,
         max_open_files: int = MAX_OPEN_FILES,
         retention: RetentionConfig | None = None,
+        objects: ObjectStore | None = None,
+        local_bytes: int = 0,
     ) -> SegmentStore:
         """Opens a store, or makes one when there is none and `identity` is given.
 
         With `identity`, ForeignStoreError unless the store was written for it; without, any store opens.
         What a deletion that was cut short left behind is taken away, unless `read_only`. `retention` has limits that
-        commits keep to; `retain` applies the rest of it.
+        commits keep to; `retain` applies the rest of it. With `objects` files may be there instead of on the local
+        disk, which has at most `local_bytes` of those; see `offload`.
         """
         root = Path(root)
         catalog, stored = open_catalog(root, catalog_url, identity, read_only=read_only)
-        limits = retention or RetentionConfig()
         store = cls(
-            root, catalog, stored, read_only=read_only, max_open_files=max_open_files, retention=limits
+            root,
+            catalog,
+            stored,
+            read_only=read_only,
+            max_open_files=max_open_files,
+            retention=retention or RetentionConfig(),
+            tiers=Tiers(root, catalog, objects, local_bytes) if objects is not None else None,
         )
         if not read_only:
             store._deletion.finish()
         return store
+
+    @classmethod
+    def configured(
+        cls, config: StoreConfig, *, identity: ModelIdentity | None = None, read_only: bool = False
+    ) -> SegmentStore:
+        """As `open`, with the root, the catalog, the limits and the tiers that the settings name."""
+        return cls.open(
+            config.root,
+            catalog_url=config.catalog_url,
+            identity=identity,
+            read_only=read_only,
+            retention=config.retention,
+            objects=ObjectStore(config.remote, config.s3) if config.remote else None,
+            local_bytes=config.local_bytes,
+        )
 
     def __init__(
         self,
@@ -73,6 +99,7 @@ class SegmentStore:
         read_only: bool,
         max_open_files: int,
         retention: RetentionConfig,
+        tiers: Tiers | None,
     ) -> None:
         """Use `open`."""
         self.root = root
@@ -80,9 +107,11 @@ class SegmentStore:
         self.read_only = read_only
         self.retention = retention
         self._catalog = catalog
-        self._files = SegmentFiles(root, identity, max_open_files, catalog.segment)
+        self._tiers = tiers
+        fetch = None if tiers is None else tiers.fetch
+        self._files = SegmentFiles(root, identity, max_open_files, catalog.segment, fetch)
         self._vectors = SummaryVectors(root, identity, read_only=read_only)
-        self._deletion = Deletion(root, catalog, self._files, self._vectors)
+        self._deletion = Deletion(root, catalog, self._files, self._vectors, tiers)
 
     def close(self) -> None:
         """Lets go of the catalog. Snapshots that were handed out can still be read."""
@@ -187,6 +216,8 @@ class SegmentStore:
         except StoreFullError:
             self._deletion.unlink([place.path])
             raise
+        if self._tiers is not None:
+            self._tiers.disk.added(place.path, place.file_bytes)
         with suppress(CorruptSegmentError):  # whoever reads the segment says so
             self._vectors.write(place, SegmentFile(self.root / place.path).summary_vectors())
         return True
@@ -262,6 +293,20 @@ class SegmentStore:
             self._deletion.make_room(self.retention, stream_id, like_before)
         return self._deletion.why_full(self.retention, stream_id, like_before)
 
+    # ---- tiers
+
+    def offload(self, on_segment: OnSegment | None = None) -> Offloaded:
+        """Brings the object store up to date with the catalog, and the local disk within its bytes; see `tiers`.
+
+        StoreError without an object store, ObjectStoreError when that fails; commits never wait for it.
+        """
+        self._check_writable()
+        return self._remote().offload(on_segment)
+
+    def tiers(self) -> TierState:
+        """What lies where, and what waits. StoreError without an object store."""
+        return self._remote().state()
+
     # ---- reading
 
     def reader(self, stream_id: str) -> StreamReader:
@@ -273,46 +318,48 @@ class SegmentStore:
         return self._catalog.segments_from(stream_id, start, limit)
 
     def verify(
-        self, stream_id: str | None = None, on_file: Callable[[int, int], object] | None = None
+        self,
+        stream_id: str | None = None,
+        on_file: Callable[[int, int], object] | None = None,
+        *,
+        read_objects: bool = False,
     ) -> list[Problem]:
-        """Reads every committed byte and compares rows with files and vectors; empty when all is well.
+        """Reads every committed byte on the disk and compares rows with files, objects and vectors; empty when all is
+        well.
 
         Of one stream, if one is named. What is being written or deleted meanwhile may be named as extra. `on_file` is
-        called with how many files are read, and of how many.
+        called with how many files are read, and of how many. Of objects only the sizes are looked at, unless
+        `read_objects`. ObjectStoreError when that cannot be done.
         """
-        return find_problems(self.root, self._catalog, self._vectors, self.identity, stream_id, on_file)
+        return find_problems(
+            self.root,
+            self._catalog,
+            self._vectors,
+            self.identity,
+            stream_id,
+            on_file,
+            self._tiers,
+            read_objects=read_objects,
+        )
 
     def repair(self, problems: Sequence[Problem]) -> list[str]:
         """Does what can be done about what `verify` found; returns what was done, a line each.
 
-        A segment that is missing or damaged leaves its stream for a gap, its file goes to `damaged/`. Orphans of a
-        stream with a problem are removed, which takes it over from its writer. What is not the store's stays.
+        A file that is missing or damaged is fetched from the object store, an object uploaded again from the disk. A
+        segment that is whole in neither leaves its stream for a gap, and what is left of it goes to `damaged/`. Orphans
+        of a stream with a problem are removed, which takes it over from its writer. What is not the store's stays.
+        ObjectStoreError when the object store cannot be asked; a segment that may be there is not given up.
         """
         self._check_writable()
-        done = []
-        places = {place.path: place for place in self._catalog.all_segments()}
-        for problem in problems:
-            if layout.is_vectors(problem.path):
-                known = {place.segment_no for place in self._catalog.all_segments(problem.stream_id)}
-                self._vectors.keep_only(problem.stream_id, known)
-                done.append(f"{problem.path}: vectors of segments that are not in the catalog are removed")
-                continue
-            place = places.get(problem.path)
-            if problem.kind == "extra" or place is None:
-                continue
-            if self._catalog.lose(place, f"segment {place.segment_no} is {problem.kind}"):
-                self._files.forget(place.path)
-                self._vectors.forget(place.stream_id, place.segment_no, place.segment_no + 1)
-                kept = layout.set_aside(self.root, place.path)
-                done.append(f"{place.path}: its time is a gap now{f'; the file is {kept}' if kept else ''}")
-        streams = {info.stream_id for info in self.streams()}
-        for stream_id in sorted(streams & {problem.path.split("/")[1] for problem in problems}):
-            self._catalog.take_epoch(stream_id)
-            gone = [path for path in self.collect_orphans(stream_id) if not (self.root / path).exists()]
-            done += [f"{path}: removed" for path in gone]
-        return done
+        mending = Mending(self.root, self._catalog, self._files, self._vectors, self._tiers)
+        return mending.mend(problems, self.collect_orphans)
 
     # ---- inside
+
+    def _remote(self) -> Tiers:
+        if self._tiers is None:
+            raise StoreError("store.remote: got none; set it, as in store.remote=s3://bucket/prefix")
+        return self._tiers
 
     def _check_writable(self) -> None:
         if self.read_only:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -49,9 +49,17 @@ class StreamRow(Base):
 
 
 class SegmentRow(Base):
-    """A `SegmentPlace`, field by field, and when it was committed."""
+    """A `SegmentPlace`, field by field, and when it was committed and came into the object store."""
 
     __tablename__ = "segments"
+    __table_args__ = (
+        Index(  # what waits for its upload is found without reading all that does not
+            "segments_waiting",
+            "committed_at",
+            sqlite_where=text("uploaded_at = 0"),
+            postgresql_where=text("uploaded_at = 0"),
+        ),
+    )
 
     stream_id: Mapped[str] = mapped_column(ForeignKey("streams.id"), primary_key=True)
     segment_no: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -67,6 +75,9 @@ class SegmentRow(Base):
     checksum: Mapped[str]
     codec: Mapped[str] = mapped_column(server_default="raw")
     committed_at: Mapped[float] = mapped_column(server_default="0")  # seconds since 1970
+    uploaded_at: Mapped[float] = mapped_column(
+        default=0.0, server_default="0"
+    )  # the same; 0: it is not there
 
 
 class GapRow(Base):
@@ -85,3 +96,11 @@ class RemovedRow(Base):
 
     stream_id: Mapped[str] = mapped_column(primary_key=True)
     epoch: Mapped[int]
+
+
+class RemovedObjectRow(Base):
+    """An object that no segment needs any more, and that is to go from the object store."""
+
+    __tablename__ = "removed_objects"
+
+    path: Mapped[str] = mapped_column(primary_key=True)

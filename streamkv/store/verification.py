@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-from streamkv.errors import CorruptSegmentError, ForeignStoreError
-from streamkv.store import layout
+from streamkv.errors import CorruptSegmentError, ForeignStoreError, MissingObjectError
+from streamkv.store import durable, layout
 from streamkv.store.catalog import Catalog
+from streamkv.store.object_store import ObjectInfo
 from streamkv.store.reader import check_belongs
 from streamkv.store.records import ModelIdentity, Problem, SegmentPlace
 from streamkv.store.segment_file import SegmentFile
+from streamkv.store.tiers import Tiers
 from streamkv.store.vectors import SummaryVectors
 
 _SHOWN = 8
@@ -24,38 +27,75 @@ def find_problems(
     identity: ModelIdentity,
     stream_id: str | None,
     on_file: Callable[[int, int], object] | None,
+    tiers: Tiers | None,
+    *,
+    read_objects: bool,
 ) -> list[Problem]:
     """See `SegmentStore.verify`."""
-    # Files and vectors before rows: what is committed in between is then known.
+    # Files, objects and vectors before rows: what is committed in between is then known.
     present = layout.all_files(root, stream_id)
+    objects = tiers.objects.listed(stream_id) if tiers is not None and tiers.are_mine() else {}
     noted = {name: vectors.noted(name) for name in layout.vectors_files(root, stream_id)}
-    places = catalog.all_segments(stream_id)
-    broken = []
+    uploaded, places = catalog.all_uploaded(stream_id), catalog.all_segments(stream_id)
+    removed = set(catalog.removed_objects())
+    broken: list[Problem] = []
     for i, place in enumerate(places):
-        if problem := _problem(root, identity, place):
-            broken.append(problem)
+        path, is_uploaded = root / place.path, place.path in uploaded
+        if path.exists() or not is_uploaded or tiers is None:
+            broken += _problem(root, identity, place, is_away=is_uploaded)
+        if tiers is not None and is_uploaded:
+            broken += _object_problem(tiers, place, objects.get(place.path), read=read_objects)
         if on_file is not None:
             on_file(i + 1, len(places))
-    extra = sorted(present - {place.path for place in places})
+    named = {place.path for place in places}
     return [
         *broken,
-        *(Problem("extra", path, _why_extra(path)) for path in extra),
+        *(Problem("extra", path, _why_extra(path)) for path in sorted(present - named)),
+        *(_extra_object(tiers, path) for path in sorted(objects.keys() - named - removed) if tiers),
         *_stray_vectors(root, noted, places),
     ]
 
 
-def _problem(root: Path, identity: ModelIdentity, place: SegmentPlace) -> Problem | None:
+def _problem(root: Path, identity: ModelIdentity, place: SegmentPlace, *, is_away: bool) -> Iterator[Problem]:
     path = root / place.path
     try:
-        file = SegmentFile(path)
-        check_belongs(file, place, identity)
-        file.verify(place.checksum)
+        with durable.use_not_noted(path):
+            file = SegmentFile(path)
+            check_belongs(file, place, identity)
+            file.verify(place.checksum)
     except (CorruptSegmentError, ForeignStoreError) as exc:
-        return Problem("corrupt" if path.exists() else "missing", place.path, str(exc), place.stream_id)
-    return None
+        kind: Literal["corrupt", "missing"] = "corrupt" if path.exists() else "missing"
+        advice = "; it was uploaded: set store.remote" if is_away and kind == "missing" else ""
+        yield Problem(kind, place.path, f"{exc}{advice}", place.stream_id)
+
+
+def _object_problem(
+    tiers: Tiers, place: SegmentPlace, found: ObjectInfo | None, *, read: bool
+) -> Iterator[Problem]:
+    uri = tiers.objects.uri_of(place.path)
+    if found is None:
+        yield Problem("missing", place.path, f"{uri}: the object is missing", place.stream_id, "objects")
+    elif found.num_bytes != place.file_bytes:
+        detail = f"{uri}: {found.num_bytes} bytes, {place.file_bytes} were uploaded"
+        yield Problem("corrupt", place.path, detail, place.stream_id, "objects")
+    elif read:
+        try:
+            tiers.check(place)
+        except MissingObjectError as exc:
+            yield Problem("missing", place.path, str(exc), place.stream_id, "objects")
+        except CorruptSegmentError as exc:
+            yield Problem("corrupt", place.path, str(exc), place.stream_id, "objects")
+
+
+def _extra_object(tiers: Tiers, path: str) -> Problem:
+    """Of a path that no row names, nor the list of objects that are to go."""
+    detail = f"{tiers.objects.uri_of(path)}: no row of the catalog names it; --repair removes it"
+    return Problem("extra", path, detail, tier="objects")
 
 
 def _why_extra(path: str) -> str:
+    if layout.is_fetch(path):
+        return "on its way from the object store; a server removes what is older than an hour"
     if layout.is_temporary(path):
         return "half-written; the stream's next writer removes it"
     if layout.is_segment(path):

@@ -114,3 +114,34 @@ def test_repair_is_refused_while_the_server_is_up(
     monkeypatch.setattr("pipeline.launch.running", lambda home: object())
     assert "stop it with: streamkv down" in run(store, "verify", "--repair", status=1).output
     run(store, "verify")
+
+
+def test_offload_and_tiers_say_what_lies_where(store: SegmentStore, tmp_path: Path) -> None:
+    far = f"store.remote=file://{tmp_path}/far"
+    before = json.loads(run(store, "tiers", far, "--json").stdout)
+    assert (before["num_local"], before["uploads"]["num_waiting"], before["unreachable"]) == (4, 4, "")
+    assert "4 segments uploaded, 33.5 kB; 0 objects deleted" in run(store, "offload", far).stdout
+    assert "0 segments uploaded" in run(store, "offload", far, "store.local_bytes=9000").stdout
+    shown = run(store, "tiers", far, "store.local_bytes=9000").stdout.splitlines()
+    assert shown == [
+        "local disk: 1 files, 8.4 kB of 9.0 kB",
+        f"file://{tmp_path}/far: 4 segments, 33.5 kB",
+        "waiting for upload: 0 segments, 0 B",
+        "objects to be deleted: 0",
+        "can be reached",
+    ]
+    assert "store.remote: got none" in run(store, "tiers", status=1).output
+
+
+def test_verify_reads_objects_only_when_told(store: SegmentStore, tmp_path: Path) -> None:
+    far = f"store.remote=file://{tmp_path}/far"
+    run(store, "offload", far, "store.local_bytes=1")
+    path = tmp_path / "far" / store.segments("cam", 0, 1)[0].path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + b"?" + whole[-8:])
+    assert "all is well" in run(store, "verify", far).stdout
+    assert f"file://{path}: damaged object" in run(store, "verify", "--objects", far, status=1).stdout
+    path.write_bytes(whole)
+    for name in store.root.glob("catalog.sqlite*"):
+        name.unlink()
+    assert "cam: 3 segments are in the catalog again" in run(store, "verify", "--repair", far).stdout

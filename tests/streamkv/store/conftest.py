@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from postgres_server import PostgresServer, postgres_programs, postgres_server
+from s3_server import S3Server, s3_server
 from store_samples import IDENTITY
 
 from streamkv.store import SegmentStore
@@ -16,6 +17,12 @@ def postgres() -> Iterator[PostgresServer]:
     if programs is None:
         pytest.skip("needs PostgreSQL: apt-get install postgresql (see .ci/run)")
     with postgres_server(programs) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    with s3_server() as server:
         yield server
 
 

@@ -38,11 +38,15 @@ def test_catalog_of_the_first_release_is_brought_up_to_date(store: SegmentStore,
     filled(store, 2)
     before = store.streams()
     store.close()
-    later = "segments.codec segments.committed_at streams.tenant streams.legal_hold streams.first_segment_no"
+    later = (
+        "segments.codec segments.committed_at segments.uploaded_at "
+        "streams.tenant streams.legal_hold streams.first_segment_no"
+    )
     drops = ["ALTER TABLE {} DROP COLUMN {}".format(*name.split(".")) for name in later.split()]
-    execute(store, catalog_url, *drops, "DROP TABLE alembic_version")
+    tables_too = ["DROP TABLE removed_objects", "DROP TABLE alembic_version"]
+    execute(store, catalog_url, "DROP INDEX segments_waiting", *drops, *tables_too)
     with pytest.raises(
-        ForeignStoreError, match=r"revision 0000, this program reads 0003; open .* for writing"
+        ForeignStoreError, match=r"revision 0000, this program reads 0004; open .* for writing"
     ):
         SegmentStore.open(store.root, catalog_url=catalog_url, read_only=True)
     with SegmentStore.open(store.root, catalog_url=catalog_url, identity=IDENTITY) as again:
@@ -55,10 +59,10 @@ def test_catalog_of_the_first_release_is_brought_up_to_date(store: SegmentStore,
 @on_both
 def test_catalog_of_a_later_release_is_refused(store: SegmentStore, catalog_url: str) -> None:
     execute(store, catalog_url, "UPDATE alembic_version SET version_num = '0999'")
-    with pytest.raises(ForeignStoreError, match="revision 0999, this program's of 0003"):
+    with pytest.raises(ForeignStoreError, match="revision 0999, this program's of 0004"):
         SegmentStore.open(store.root, catalog_url=catalog_url, identity=IDENTITY)
 
 
 def test_segment_row_has_every_field_of_a_place() -> None:
     columns = tables.SegmentRow.__table__.columns.keys()
-    assert columns == [*(f.name for f in dataclasses.fields(SegmentPlace)), "committed_at"]
+    assert columns == [*(f.name for f in dataclasses.fields(SegmentPlace)), "committed_at", "uploaded_at"]
