@@ -143,22 +143,7 @@ def _read(root: Path, path: str) -> _Found | None:
         file.verify(checksum)
     except CorruptSegmentError:
         return None
-    place = SegmentPlace(
-        stream_id=header.stream_id,
-        segment_no=header.segment_no,
-        epoch=header.epoch,
-        path=path,
-        start_s=header.start_s,
-        end_s=header.end_s,
-        num_frames=header.num_frames,
-        num_source_frames=header.num_source_frames,
-        resume_s=header.resume_s,
-        kv_bytes=2 * header.identity.block_bytes * sum(layer.num_blocks for layer in header.layers),
-        file_bytes=file.num_bytes,
-        checksum=checksum,
-        codec=header.codec,
-    )
-    return _Found(header.identity, place, (root / path).stat().st_mtime)
+    return _Found(header.identity, file.place(checksum), (root / path).stat().st_mtime)
 
 
 def _streams(found: Sequence[_Found]) -> list[RestoredStream]:

@@ -21,7 +21,8 @@ from torch.utils.dlpack import from_dlpack
 from streamkv.errors import CorruptSegmentError, ForeignStoreError
 from streamkv.store.codecs import CODECS
 from streamkv.store.header import SegmentHeader
-from streamkv.store.records import ModelIdentity
+from streamkv.store.layout import segment_path
+from streamkv.store.records import ModelIdentity, SegmentPlace
 from streamkv.types import LayerBlocks, SegmentKV
 
 P = ParamSpec("P")
@@ -148,6 +149,25 @@ class SegmentFile:
             layers=tuple(self.blocks(layer) for layer in range(len(header.layers))),
             summary_vectors=torch.from_numpy(self.summary_vectors().copy()),
             similarities=header.similarities,
+        )
+
+    def place(self, checksum: str) -> SegmentPlace:
+        """What its row says, once it has its name; `checksum` is that of its framing."""
+        header = self.header
+        return SegmentPlace(
+            stream_id=header.stream_id,
+            segment_no=header.segment_no,
+            epoch=header.epoch,
+            path=segment_path(header.stream_id, header.segment_no, header.epoch, checksum),
+            start_s=header.start_s,
+            end_s=header.end_s,
+            num_frames=header.num_frames,
+            num_source_frames=header.num_source_frames,
+            resume_s=header.resume_s,
+            kv_bytes=2 * header.identity.block_bytes * sum(layer.num_blocks for layer in header.layers),
+            file_bytes=self.num_bytes,
+            checksum=checksum,
+            codec=header.codec,
         )
 
     def framing_checksum(self) -> str:

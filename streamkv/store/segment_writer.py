@@ -21,7 +21,7 @@ from streamkv.errors import StoreError
 from streamkv.store import durable
 from streamkv.store.codecs import CODECS, Codec, make_codec
 from streamkv.store.header import LayerHeader, SegmentHeader
-from streamkv.store.layout import segment_path, stream_folder, temp_name
+from streamkv.store.layout import stream_folder, temp_name
 from streamkv.store.records import ModelIdentity, SegmentPlace
 from streamkv.store.segment_file import SUMMARY_VECTORS, SegmentFile, schema_of, torch_dtype
 from streamkv.types import LayerBlocks, SegmentKV
@@ -84,22 +84,7 @@ def _write_temp(
     ]
     durable.write_temp(temp, lambda file: _write_arrow(file, identity, stream_id, epoch, kv, columns, codec))
     written = SegmentFile(temp)
-    checksum = written.framing_checksum()
-    return SegmentPlace(
-        stream_id=stream_id,
-        segment_no=kv.segment_no,
-        epoch=epoch,
-        path=segment_path(stream_id, kv.segment_no, epoch, checksum),
-        start_s=kv.start_s,
-        end_s=kv.end_s,
-        num_frames=kv.num_frames,
-        num_source_frames=kv.num_source_frames,
-        resume_s=kv.resume_s,
-        kv_bytes=kv.kv_bytes,
-        file_bytes=written.num_bytes,
-        checksum=checksum,
-        codec=codec,
-    )
+    return written.place(written.framing_checksum())
 
 
 def check_fits(kv: SegmentKV, identity: ModelIdentity) -> None:
