@@ -35,10 +35,14 @@ MAX_HOLD_S = Fraction(10)
 """A picture without a stated duration is on show until the next one, but for no longer than this."""
 KEYFRAME_HOLD_S = Fraction(60)
 """The same where only keyframes are looked at."""
+MAX_STATED_S = Fraction(600)
+"""A stated duration counts up to this: a slide stands for minutes, an absurd rate would have it stand for years."""
 MAX_JUMP_S = Fraction(3600)
 """Timestamps that leap further ahead, or back by a second, are another clock; time goes on by one picture."""
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused: one of them, decoded, would take a fifth of a gigabyte."""
+LIMITS = {"max_pixels": str(MAX_PIXELS)}
+"""For FFmpeg, which would otherwise decode such a picture before anybody can ask how large it is."""
 SEEK_MARGIN_S = 2.0
 """How far before the wanted time a seek aims: containers seek by decoding time, which runs ahead."""
 SEEKABLE = ("mov", "matroska")
@@ -151,7 +155,7 @@ def sample_frames(
             yield from grid.show(shown, source.end_of(shown))
         elif start_s <= 0:
             raise _no_picture(uri)
-        end = source.declared_end(trust_container=source.errors > 0)
+        end = source.missed_end()
         if end is not None and end - grid.due > max(Fraction(1), grid.step):
             grid.skip_to(end, f"the source ends {float(end - grid.due):.1f} s before its stated end")
 
@@ -238,7 +242,7 @@ class Source:
         self._max_read_errors = max_read_errors
         self.origin: Fraction | None = None  # the first picture's own timestamp
         rate = stream.average_rate or stream.guessed_rate or 25
-        self.picture_s = 1 / Fraction(rate)
+        self.picture_s = min(1 / Fraction(rate), MAX_STATED_S)
         self._shift = Fraction(0)  # added to timestamps since the last change of clock
         self._fed: set[int] = set()  # timestamps of packets whose picture has not come out
         self._last: Fraction | None = None
@@ -268,8 +272,18 @@ class Source:
             return max(last.until, min(end, last.until + self.max_hold_s))
         return last.until
 
+    def missed_end(self) -> Fraction | None:
+        """Stream time up to which there should have been pictures, as far as can be said after the last one.
+
+        A container's own duration may be its audio's, and that of a file whose clock was set anew says nothing.
+        """
+        if self._shift:
+            return None
+        is_trusted = self.errors > 0 or len(self.container.streams) == 1
+        return self.declared_end(trust_container=is_trusted)
+
     def declared_end(self, *, trust_container: bool = True) -> Fraction | None:
-        """Stream time at which the source says it ends; a container's own duration may be its audio's."""
+        """Stream time at which the source says it ends."""
         base = Fraction(self.stream.time_base or 0)
         if self.stream.duration and base:
             end = Fraction(self.stream.duration) * base
@@ -309,16 +323,14 @@ class Source:
         errors = self.errors
         for image in frames:
             if image.width * image.height > MAX_PIXELS:
-                raise SourceError(
-                    f"video: a picture of {image.width} x {image.height}, allowed up to {MAX_PIXELS} pixels; "
-                    "scale the video down"
-                )
+                raise _too_large(image.width, image.height)
             time = self._stream_time(image)
             if time is None:
                 continue  # shown at the time of another picture
             base = image.time_base or self.stream.time_base
             length = Fraction(image.duration) * base if image.duration and base else self.picture_s
-            return Picture(time, time + length, image, max(self.errors - errors, self._lost_before(image)))
+            until = time + min(length, MAX_STATED_S)
+            return Picture(time, until, image, max(self.errors - errors, self._lost_before(image)))
         return None
 
     def _lost_before(self, image: Any) -> int:
@@ -400,7 +412,7 @@ def open_source(uri: str, *, threads: int, keyframes_only: bool = False) -> Iter
     if not _URL.match(path):
         _check_file(path, shown)
     try:
-        container = av.open(path, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
+        container = av.open(path, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S), options=LIMITS)
     except (av.error.FFmpegError, OSError, ValueError) as exc:
         # the cause carries the URI as it is, so it is not chained
         raise SourceError(
@@ -420,6 +432,9 @@ def pick_video(container: Any, shown: str, threads: int) -> Any:
     context = videos[0].codec_context
     if context is None:
         raise SourceError(f"video {shown}: no decoder knows its codec; convert it, for example to H.264")
+    if context.width * context.height > MAX_PIXELS:
+        raise _too_large(context.width, context.height)
+    context.options = LIMITS
     context.thread_type = "AUTO"
     context.thread_count = threads
     return videos[0]
@@ -458,6 +473,12 @@ def _is_cover(stream: Any) -> bool:
     import av
 
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _too_large(width: int, height: int) -> SourceError:
+    return SourceError(
+        f"video: a picture of {width} x {height}, allowed up to {MAX_PIXELS} pixels; scale the video down"
+    )
 
 
 def _no_picture(uri: str) -> SourceError:
