@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -145,10 +146,11 @@ def sample_frames(
     """
     if not sample_fps > 0:
         raise SourceError(f"sample_fps: got {sample_fps!r}, allowed above 0")
-    with open_source(uri, threads=threads, keyframes_only=keyframes_only) as source:
-        grid = Grid(sample_fps, start_s, _ignore if on_gap is None else on_gap, source.max_hold_s)
+    hold_s = KEYFRAME_HOLD_S if keyframes_only else MAX_HOLD_S
+    grid = Grid(sample_fps, start_s, _ignore if on_gap is None else on_gap, hold_s)
+    with _open_at(grid.due, uri, threads=threads, keyframes_only=keyframes_only) as (source, near):
         shown: Picture | None = None
-        for picture in source.pictures(grid.due if start_s > 0 else None):
+        for picture in chain(near, source.pictures()):
             yield from grid.pass_time(shown, picture)
             shown = picture
         if shown is not None:
@@ -246,6 +248,7 @@ class Source:
         self._shift = Fraction(0)  # added to timestamps since the last change of clock
         self._fed: set[int] = set()  # timestamps of packets whose picture has not come out
         self._last: Fraction | None = None
+        self._frames = self._decode()
 
     @property
     def goes_on(self) -> bool:
@@ -253,17 +256,43 @@ class Source:
         is_sized = self.container.format.name != "hls" and self.container.size > 0
         return self.declared_end() is None and not is_sized
 
-    def pictures(self, seek_s: Fraction | None = None) -> Iterator[Picture]:
-        """Pictures in order of showing, from the first, or from a keyframe at or before `seek_s`."""
-        frames = self._decode()
-        first = self._next_picture(frames)
-        if first is None:
-            return
-        if seek_s is not None and seek_s > first.time:
-            frames, first = self._seek(seek_s, frames, first)
-        while first is not None:
-            yield first
-            first = self._next_picture(frames)
+    def pictures(self) -> Iterator[Picture]:
+        """Those that come next, in order of showing."""
+        while (picture := self._next_picture()) is not None:
+            yield picture
+
+    def jump(self, seek_s: Fraction) -> list[Picture]:
+        """Goes there; the pictures on both sides of `seek_s`, which those of `pictures` follow.
+
+        Empty when they need not be what an unbroken run shows, and the source is then of no more use: the container
+        cannot jump, its index led too far, or what was passed is damaged, and a decoder fills holes with what it had
+        seen before.
+        """
+        import av
+
+        first = self._next_picture()
+        is_far = first is not None and seek_s > first.time + Fraction(SEEK_MARGIN_S)
+        if not is_far or not self.container.format.name.startswith(SEEKABLE):
+            return []
+        target = int((seek_s - Fraction(SEEK_MARGIN_S) + (self.origin or 0)) / self.stream.time_base)
+        try:
+            self.container.seek(target, stream=self.stream, backward=True, any_frame=False)
+        except av.error.FFmpegError:
+            return []
+        self._frames, self._last = self._decode(), None
+        self._fed.clear()
+        return self._walk_to(seek_s)
+
+    def _walk_to(self, seek_s: Fraction) -> list[Picture]:
+        errors, near = self.errors, list[Picture]()
+        for picture in self.pictures():
+            near = [*near[-1:], picture]
+            if picture.lost or picture.image.is_corrupt:
+                return []
+            if picture.time > seek_s:
+                break
+        is_whole = self.errors == errors and not self._shift
+        return near if is_whole and near and near[0].time <= seek_s else []
 
     def end_of(self, last: Picture) -> Fraction:
         """Until when the last picture was on show: with keyframes only, others came after it."""
@@ -293,35 +322,9 @@ class Source:
             return Fraction(self.container.duration, 1_000_000)
         return None
 
-    def _seek(
-        self, seek_s: Fraction, frames: Iterator[Any], first: Picture
-    ) -> tuple[Iterator[Any], Picture | None]:
-        """Jumps if the container can do so exactly; otherwise all before is decoded and passed over."""
-        name = self.container.format.name
-        if not name.startswith(SEEKABLE) or seek_s <= first.time + Fraction(SEEK_MARGIN_S):
-            return frames, first
-        import av
-
-        base = self.stream.time_base
-        target = int((seek_s - Fraction(SEEK_MARGIN_S) + (self.origin or 0)) / base)
-        beginning = self.stream.start_time or 0
-        for offset in (target, beginning):  # the second when the index led past the wanted time
-            try:
-                self.container.seek(offset, stream=self.stream, backward=True, any_frame=False)
-            except av.error.FFmpegError:
-                continue
-            self._shift, self._last = Fraction(0), None
-            self._fed.clear()
-            jumped = self._decode()
-            found = self._next_picture(jumped)
-            if found is not None and found.time <= seek_s:
-                return jumped, found
-            frames, first = jumped, found or first
-        return frames, first
-
-    def _next_picture(self, frames: Iterator[Any]) -> Picture | None:
+    def _next_picture(self) -> Picture | None:
         errors = self.errors
-        for image in frames:
+        for image in self._frames:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(image.width, image.height)
             time = self._stream_time(image)
@@ -421,6 +424,20 @@ def open_source(uri: str, *, threads: int, keyframes_only: bool = False) -> Iter
         ) from None
     with container:
         yield Source(container, pick_video(container, shown, threads), keyframes_only=keyframes_only)
+
+
+@contextmanager
+def _open_at(
+    due: Fraction, uri: str, *, threads: int, keyframes_only: bool
+) -> Iterator[tuple[Source, list[Picture]]]:
+    """The source and the pictures around `due`, or one at its beginning: all before is then decoded and passed over."""
+    if due > 0:
+        with open_source(uri, threads=threads, keyframes_only=keyframes_only) as source:
+            if near := source.jump(due):
+                yield source, near
+                return
+    with open_source(uri, threads=threads, keyframes_only=keyframes_only) as source:
+        yield source, []
 
 
 def pick_video(container: Any, shown: str, threads: int) -> Any:
