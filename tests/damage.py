@@ -54,6 +54,7 @@ def encode(
     rate: Fraction | int = RATE,
     size: tuple[int, int] = (64, 48),
     pix_fmt: str = "",
+    is_still: bool = False,
     options: dict[str, str] | None = None,
     **codec_options: str,
 ) -> bytes:
@@ -72,8 +73,9 @@ def encode(
         if times_s:
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         for k, time in enumerate(times_s or range(RATE * SECONDS)):
-            picture = np.full((height, width, 3), 2 * k % 200, np.uint8)
-            picture[: height // 2] += rng.integers(0, 50, (height // 2, width, 3), dtype=np.uint8)
+            picture = np.full((height, width, 3), 100 if is_still else 2 * k % 200, np.uint8)
+            if not is_still:
+                picture[: height // 2] += rng.integers(0, 50, (height // 2, width, 3), dtype=np.uint8)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if times_s:
                 frame.time_base, frame.pts = Fraction(1, 1000), round(time * 1000)
@@ -352,7 +354,7 @@ def frameless(suffix: str) -> bytes:
 
 
 def still(seconds: float, every_s: float) -> bytes:
-    return encode("mkv", times_s=tuple(k * every_s for k in range(round(seconds / every_s))), size=(32, 32))
+    return encode("mkv", times_s=tuple(k * every_s for k in range(round(seconds / every_s))), is_still=True)
 
 
 def not_videos() -> Iterator[Damaged]:
