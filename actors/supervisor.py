@@ -20,7 +20,7 @@ from typing import Literal
 
 from actors.failures import NotReadyError, WorkerLostError, describe
 from actors.messages import StreamSpec
-from actors.placement import Charge, Decoding, Prefilling, place
+from actors.placement import Charge, Decoding, Prefilling, on_probation, place
 from actors.timing import StageClock, add_totals
 from actors.views import GapView, PlaneState, StreamView
 from actors.workers import CatalogKeeper, Decoder, Workers
@@ -56,6 +56,7 @@ class Supervisor:
         self._store: CatalogKeeper | None = None
         self._state = PlaneState("starting")
         self._charges: dict[str, Charge] = {}
+        self._probation: dict[int, str] = {}  # of each decoder; as it was when this look began
         self._changes = threading.RLock()  # one begins, ends or removes a stream at a time
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -191,6 +192,8 @@ class Supervisor:
     def _look_after(self) -> None:
         for each in self._spots():
             self._poll(each)
+        with self._changes:
+            self._probation = on_probation(self._charges.values())
         for charge in list(self._charges.values()):
             with self._changes:
                 if self._charges.get(charge.stream_id) is charge:
@@ -230,7 +233,7 @@ class Supervisor:
 
     def _attend(self, charge: Charge) -> None:
         if charge.epoch == 0:
-            if charge.is_due:
+            if charge.is_due and not (charge.is_suspect and id(charge.decoding) in self._probation):
                 self._begin(charge)  # what the decoder says of it is heard at the next look
             return
         assert charge.decoding is not None
@@ -238,7 +241,8 @@ class Supervisor:
             return  # away; when it is back it will not know the stream
         feed = charge.decoding.status.feeds.get(charge.stream_id)
         if feed is None or feed.epoch != charge.epoch:
-            self._lose(charge, "its decoder was restarted")
+            suspect = self._probation.get(id(charge.decoding), charge.stream_id)
+            self._lose(charge, "its decoder was restarted", is_blamed=suspect == charge.stream_id)
         elif feed.state == "running":
             charge.feed = feed
         elif feed.state == "full":
@@ -286,12 +290,14 @@ class Supervisor:
             self._lose(charge, describe(exc))
         else:
             charge.begin(epoch, info.next_segment_no)
+            if charge.is_on_probation:
+                self._probation[id(decoding)] = charge.stream_id
             charge.feed = None
             self.clock.count("sessions")
 
-    def _lose(self, charge: Charge, why: str) -> None:
+    def _lose(self, charge: Charge, why: str, *, is_blamed: bool = True) -> None:
         log.warning("stream %s: its session is lost: %s", charge.stream_id, why)
-        charge.lose()
+        charge.lose(is_blamed=is_blamed)
         if charge.is_poisoned:
             why = f"set aside after {charge.strikes} restarts without a segment in between; the last: {why}"
             self._finish(charge, "failed", why)

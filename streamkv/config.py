@@ -76,6 +76,11 @@ class SegmentConfig:
     of the cosines token by token (ours)."""
     max_seconds: float = 60.0
     """A segment closes after this much stream time, so that a still camera's past can be asked; 0: never."""
+    still_seconds: float = 900.0
+    """Unless nothing has changed since it began: then it goes on for up to this much stream time, as one frame. What is
+    not yet closed is lost to a live stream whose decoder dies; 0 closes a still segment as any other."""
+    still_above: float = 0.99
+    """Nothing has changed in a frame whose every token's cosine with the segment's first frame is above this."""
 
     def __post_init__(self) -> None:
         _check(
@@ -87,6 +92,7 @@ class SegmentConfig:
                     f"1 to segment.max_frames ({self.max_frames})",
                 ),
                 _need(self.max_seconds >= 0, "segment.max_seconds", self.max_seconds, ">= 0"),
+                _need(self.still_seconds >= 0, "segment.still_seconds", self.still_seconds, ">= 0"),
             ]
         )
 

@@ -13,6 +13,9 @@ from streamkv.config import SegmentConfig
 from streamkv.errors import ConfigError
 from streamkv.types import Segment
 
+ROUNDING_S = 1e-3
+"""Two times that are this near are one."""
+
 Similarity = Callable[[Tensor, Tensor], float]
 """Of two frames' features (N, D)."""
 
@@ -32,6 +35,12 @@ def quartile(a_ND: Tensor, b_ND: Tensor) -> float:
     """The lower quartile of the cosines of tokens in the same place: low when a quarter of the picture changed."""
     cosines_N = torch.nn.functional.cosine_similarity(a_ND.float(), b_ND.float(), dim=1)
     return float(cosines_N.quantile(0.25))
+
+
+def is_alike(a_ND: Tensor, b_ND: Tensor, above: float) -> bool:
+    """Whether no token of the one differs from the other's in its place: a small thing in a corner is a change too."""
+    cosines_N = torch.nn.functional.cosine_similarity(a_ND.float(), b_ND.float(), dim=1)
+    return bool(cosines_N.min() > above)
 
 
 SIMILARITIES: dict[str, Similarity] = {"cosine": cosine, "dot": dot, "quartile": quartile}
@@ -109,7 +118,8 @@ SEGMENT_POLICIES: dict[str, type[SegmentPolicy]] = {"semantic": SemanticPolicy, 
 class Segmenter:
     """One stream's open segment. `max_seconds` bounds every policy: a segment never spans more stream time.
 
-    (One frame that spans more makes a segment of its own; a time bound wins over `min_frames`.)
+    (One frame that spans more makes a segment of its own; a time bound wins over `min_frames`.) Only one in which
+    nothing changes goes on to `still_seconds`; past `max_seconds` it is its first frame, on show all the time.
     Features stay where they are; a closed segment holds its own copy.
     """
 
@@ -126,6 +136,9 @@ class Segmenter:
         self._next_no = segment_no
         self._frames: list[OpenFrame] = []
         self._num_source_frames = 0
+        self._first_ND: Tensor | None = (
+            None  # features of the open segment's first frame while all are like it
+        )
         self._last_ND: Tensor | None = None  # features of the last frame that came, merged or not
 
     @property
@@ -149,11 +162,16 @@ class Segmenter:
         """
         similarity = 1.0 if self._last_ND is None else self._similarity(self._last_ND, features_ND)
         frame = OpenFrame(features_ND, start_s, end_s, similarity)
-        closed = self.flush() if self._ends_before(frame) else None
+        is_still = self._stays_still(frame)
+        closed = self.flush() if self._ends_before(frame, is_still) else None
+        if closed is not None or not self._frames:
+            self._first_ND = features_ND
+        elif not is_still:
+            self._first_ND = None
         self._frames.append(frame)
         self._last_ND = features_ND
         self._num_source_frames += 1
-        self._policy.fit(self._frames, self._similarity)
+        self._fit()
         return self.flush() if closed is None and self._ends_after() else closed
 
     def flush(self) -> Segment | None:
@@ -164,12 +182,34 @@ class Segmenter:
             self._frames, self._num_source_frames = [], 0
         return segment
 
-    def _ends_before(self, frame: OpenFrame) -> bool:
+    def _stays_still(self, frame: OpenFrame) -> bool:
+        """Whether the open segment may go on beyond `max_seconds` with this frame."""
+        if self._first_ND is None or not self._frames:
+            return False
+        follows = frame.start_s <= self._frames[-1].end_s + ROUNDING_S  # nobody saw what lies in a gap
+        fits = frame.end_s - self._frames[0].start_s <= self._config.still_seconds
+        return follows and fits and is_alike(self._first_ND, frame.features_ND, self._config.still_above)
+
+    def _fit(self) -> None:
+        span_s = self._frames[-1].end_s - self._frames[0].start_s
+        if self._first_ND is not None and 0 < self._config.max_seconds < span_s and len(self._frames) > 1:
+            first = self._frames[0]
+            self._frames = [
+                OpenFrame(self._first_ND, first.start_s, self._frames[-1].end_s, first.similarity)
+            ]
+        self._policy.fit(self._frames, self._similarity)
+
+    def _ends_before(self, frame: OpenFrame, is_still: bool) -> bool:
         if not self._frames:
             return False
         too_long = 0 < self._config.max_seconds < frame.end_s - self._frames[0].start_s
+        if too_long and is_still:
+            return False
         return too_long or self._ends_after() or self._policy.ends_before(self._frames, frame.similarity)
 
     def _ends_after(self) -> bool:
         span_s = self._frames[-1].end_s - self._frames[0].start_s
-        return 0 < self._config.max_seconds <= span_s or self._policy.ends_after(self._frames)
+        limit_s = self._config.max_seconds
+        if self._first_ND is not None and limit_s > 0:
+            limit_s = max(limit_s, self._config.still_seconds)
+        return 0 < limit_s <= span_s or self._policy.ends_after(self._frames)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -35,10 +36,14 @@ MAX_HOLD_S = Fraction(10)
 """A picture without a stated duration is on show until the next one, but for no longer than this."""
 KEYFRAME_HOLD_S = Fraction(60)
 """The same where only keyframes are looked at."""
+MAX_STATED_S = Fraction(600)
+"""A stated duration counts up to this: a slide stands for minutes, an absurd rate would have it stand for years."""
 MAX_JUMP_S = Fraction(3600)
 """Timestamps that leap further ahead, or back by a second, are another clock; time goes on by one picture."""
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused: one of them, decoded, would take a fifth of a gigabyte."""
+LIMITS = {"max_pixels": str(MAX_PIXELS)}
+"""For FFmpeg, which would otherwise decode such a picture before anybody can ask how large it is."""
 SEEK_MARGIN_S = 2.0
 """How far before the wanted time a seek aims: containers seek by decoding time, which runs ahead."""
 SEEKABLE = ("mov", "matroska")
@@ -141,17 +146,18 @@ def sample_frames(
     """
     if not sample_fps > 0:
         raise SourceError(f"sample_fps: got {sample_fps!r}, allowed above 0")
-    with open_source(uri, threads=threads, keyframes_only=keyframes_only) as source:
-        grid = Grid(sample_fps, start_s, _ignore if on_gap is None else on_gap, source.max_hold_s)
+    hold_s = KEYFRAME_HOLD_S if keyframes_only else MAX_HOLD_S
+    grid = Grid(sample_fps, start_s, _ignore if on_gap is None else on_gap, hold_s)
+    with _open_at(grid.due, uri, threads=threads, keyframes_only=keyframes_only) as (source, near):
         shown: Picture | None = None
-        for picture in source.pictures(grid.due if start_s > 0 else None):
+        for picture in chain(near, source.pictures()):
             yield from grid.pass_time(shown, picture)
             shown = picture
         if shown is not None:
             yield from grid.show(shown, source.end_of(shown))
         elif start_s <= 0:
             raise _no_picture(uri)
-        end = source.declared_end(trust_container=source.errors > 0)
+        end = source.missed_end()
         if end is not None and end - grid.due > max(Fraction(1), grid.step):
             grid.skip_to(end, f"the source ends {float(end - grid.due):.1f} s before its stated end")
 
@@ -238,10 +244,11 @@ class Source:
         self._max_read_errors = max_read_errors
         self.origin: Fraction | None = None  # the first picture's own timestamp
         rate = stream.average_rate or stream.guessed_rate or 25
-        self.picture_s = 1 / Fraction(rate)
+        self.picture_s = min(1 / Fraction(rate), MAX_STATED_S)
         self._shift = Fraction(0)  # added to timestamps since the last change of clock
         self._fed: set[int] = set()  # timestamps of packets whose picture has not come out
         self._last: Fraction | None = None
+        self._frames = self._decode()
 
     @property
     def goes_on(self) -> bool:
@@ -249,17 +256,43 @@ class Source:
         is_sized = self.container.format.name != "hls" and self.container.size > 0
         return self.declared_end() is None and not is_sized
 
-    def pictures(self, seek_s: Fraction | None = None) -> Iterator[Picture]:
-        """Pictures in order of showing, from the first, or from a keyframe at or before `seek_s`."""
-        frames = self._decode()
-        first = self._next_picture(frames)
-        if first is None:
-            return
-        if seek_s is not None and seek_s > first.time:
-            frames, first = self._seek(seek_s, frames, first)
-        while first is not None:
-            yield first
-            first = self._next_picture(frames)
+    def pictures(self) -> Iterator[Picture]:
+        """Those that come next, in order of showing."""
+        while (picture := self._next_picture()) is not None:
+            yield picture
+
+    def jump(self, seek_s: Fraction) -> list[Picture]:
+        """Goes there; the pictures on both sides of `seek_s`, which those of `pictures` follow.
+
+        Empty when they need not be what an unbroken run shows, and the source is then of no more use: the container
+        cannot jump, its index led too far, or what was passed is damaged, and a decoder fills holes with what it had
+        seen before.
+        """
+        import av
+
+        first = self._next_picture()
+        is_far = first is not None and seek_s > first.time + Fraction(SEEK_MARGIN_S)
+        if not is_far or not self.container.format.name.startswith(SEEKABLE):
+            return []
+        target = int((seek_s - Fraction(SEEK_MARGIN_S) + (self.origin or 0)) / self.stream.time_base)
+        try:
+            self.container.seek(target, stream=self.stream, backward=True, any_frame=False)
+        except av.error.FFmpegError:
+            return []
+        self._frames, self._last = self._decode(), None
+        self._fed.clear()
+        return self._walk_to(seek_s)
+
+    def _walk_to(self, seek_s: Fraction) -> list[Picture]:
+        errors, near = self.errors, list[Picture]()
+        for picture in self.pictures():
+            near = [*near[-1:], picture]
+            if picture.lost or picture.image.is_corrupt:
+                return []
+            if picture.time > seek_s:
+                break
+        is_whole = self.errors == errors and not self._shift
+        return near if is_whole and near and near[0].time <= seek_s else []
 
     def end_of(self, last: Picture) -> Fraction:
         """Until when the last picture was on show: with keyframes only, others came after it."""
@@ -268,8 +301,18 @@ class Source:
             return max(last.until, min(end, last.until + self.max_hold_s))
         return last.until
 
+    def missed_end(self) -> Fraction | None:
+        """Stream time up to which there should have been pictures, as far as can be said after the last one.
+
+        A container's own duration may be its audio's, and that of a file whose clock was set anew says nothing.
+        """
+        if self._shift:
+            return None
+        is_trusted = self.errors > 0 or len(self.container.streams) == 1
+        return self.declared_end(trust_container=is_trusted)
+
     def declared_end(self, *, trust_container: bool = True) -> Fraction | None:
-        """Stream time at which the source says it ends; a container's own duration may be its audio's."""
+        """Stream time at which the source says it ends."""
         base = Fraction(self.stream.time_base or 0)
         if self.stream.duration and base:
             end = Fraction(self.stream.duration) * base
@@ -279,46 +322,18 @@ class Source:
             return Fraction(self.container.duration, 1_000_000)
         return None
 
-    def _seek(
-        self, seek_s: Fraction, frames: Iterator[Any], first: Picture
-    ) -> tuple[Iterator[Any], Picture | None]:
-        """Jumps if the container can do so exactly; otherwise all before is decoded and passed over."""
-        name = self.container.format.name
-        if not name.startswith(SEEKABLE) or seek_s <= first.time + Fraction(SEEK_MARGIN_S):
-            return frames, first
-        import av
-
-        base = self.stream.time_base
-        target = int((seek_s - Fraction(SEEK_MARGIN_S) + (self.origin or 0)) / base)
-        beginning = self.stream.start_time or 0
-        for offset in (target, beginning):  # the second when the index led past the wanted time
-            try:
-                self.container.seek(offset, stream=self.stream, backward=True, any_frame=False)
-            except av.error.FFmpegError:
-                continue
-            self._shift, self._last = Fraction(0), None
-            self._fed.clear()
-            jumped = self._decode()
-            found = self._next_picture(jumped)
-            if found is not None and found.time <= seek_s:
-                return jumped, found
-            frames, first = jumped, found or first
-        return frames, first
-
-    def _next_picture(self, frames: Iterator[Any]) -> Picture | None:
+    def _next_picture(self) -> Picture | None:
         errors = self.errors
-        for image in frames:
+        for image in self._frames:
             if image.width * image.height > MAX_PIXELS:
-                raise SourceError(
-                    f"video: a picture of {image.width} x {image.height}, allowed up to {MAX_PIXELS} pixels; "
-                    "scale the video down"
-                )
+                raise _too_large(image.width, image.height)
             time = self._stream_time(image)
             if time is None:
                 continue  # shown at the time of another picture
             base = image.time_base or self.stream.time_base
             length = Fraction(image.duration) * base if image.duration and base else self.picture_s
-            return Picture(time, time + length, image, max(self.errors - errors, self._lost_before(image)))
+            until = time + min(length, MAX_STATED_S)
+            return Picture(time, until, image, max(self.errors - errors, self._lost_before(image)))
         return None
 
     def _lost_before(self, image: Any) -> int:
@@ -400,7 +415,7 @@ def open_source(uri: str, *, threads: int, keyframes_only: bool = False) -> Iter
     if not _URL.match(path):
         _check_file(path, shown)
     try:
-        container = av.open(path, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
+        container = av.open(path, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S), options=LIMITS)
     except (av.error.FFmpegError, OSError, ValueError) as exc:
         # the cause carries the URI as it is, so it is not chained
         raise SourceError(
@@ -409,6 +424,20 @@ def open_source(uri: str, *, threads: int, keyframes_only: bool = False) -> Iter
         ) from None
     with container:
         yield Source(container, pick_video(container, shown, threads), keyframes_only=keyframes_only)
+
+
+@contextmanager
+def _open_at(
+    due: Fraction, uri: str, *, threads: int, keyframes_only: bool
+) -> Iterator[tuple[Source, list[Picture]]]:
+    """The source and the pictures around `due`, or one at its beginning: all before is then decoded and passed over."""
+    if due > 0:
+        with open_source(uri, threads=threads, keyframes_only=keyframes_only) as source:
+            if near := source.jump(due):
+                yield source, near
+                return
+    with open_source(uri, threads=threads, keyframes_only=keyframes_only) as source:
+        yield source, []
 
 
 def pick_video(container: Any, shown: str, threads: int) -> Any:
@@ -420,6 +449,9 @@ def pick_video(container: Any, shown: str, threads: int) -> Any:
     context = videos[0].codec_context
     if context is None:
         raise SourceError(f"video {shown}: no decoder knows its codec; convert it, for example to H.264")
+    if context.width * context.height > MAX_PIXELS:
+        raise _too_large(context.width, context.height)
+    context.options = LIMITS
     context.thread_type = "AUTO"
     context.thread_count = threads
     return videos[0]
@@ -458,6 +490,12 @@ def _is_cover(stream: Any) -> bool:
     import av
 
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _too_large(width: int, height: int) -> SourceError:
+    return SourceError(
+        f"video: a picture of {width} x {height}, allowed up to {MAX_PIXELS} pixels; scale the video down"
+    )
 
 
 def _no_picture(uri: str) -> SourceError:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from stage import IDENTITY, Footage, LocalWorkers, MeanEncoder, Stage, states, wait_for_end, wait_until
 
 from actors.failures import NotReadyError
+from actors.messages import StreamSpec
 from streamkv.config import CompressConfig, MethodConfig, PoolConfig
 from streamkv.errors import ConfigError, StreamExistsError, StreamIdError, UnknownStreamError
 from streamkv.store import SegmentStore
+from streamkv.types import Frame
+from streamkv.video import OnGap
 
 
 def test_streams_are_added_while_others_run_and_come_to_their_end(stage: Stage) -> None:
@@ -195,3 +199,30 @@ def test_threads_are_gone_after_shutdown(stage: Stage) -> None:
     wait_until(lambda: supervisor.stream("leaves-no-thread").num_segments > 0)
     supervisor.shutdown()
     wait_until(lambda: not any("leaves-no-thread" in t.name for t in threading.enumerate()))
+
+
+def test_a_stream_that_ends_its_decoder_each_time_does_not_take_slow_neighbours_with_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The neighbours commit nothing while it is tried: they are cameras whose segments take longer than that."""
+    monkeypatch.setattr("actors.placement.BACKOFF_S", 0.02)
+    monkeypatch.setattr("actors.placement.PROBATION_S", 0.3)
+    held = threading.Event()
+
+    class Deadly(Footage):
+        def open(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
+            if spec.stream_id == "poison":
+                time.sleep(0.05)  # others have begun by then
+                workers.decoders[0].kill()
+            held.wait(30)
+            yield from super().open(spec, on_gap)
+
+    workers = LocalWorkers(stage.root, Deadly())
+    supervisor = stage.open(workers)
+    for stream_id in ("a", "b", "poison", "c"):
+        supervisor.add_stream(stream_id, "40")
+    wait_until(lambda: supervisor.stream("poison").state == "failed", 60)
+    assert "set aside" in supervisor.stream("poison").detail
+    held.set()
+    wait_for_end(supervisor)
+    stage.check({"a": 40, "b": 40, "c": 40})

@@ -35,7 +35,9 @@ def run(segmenter: Segmenter, frames: list[Tensor], *, flush: bool = True) -> li
 
 
 def semantic(**settings: object) -> SegmentConfig:
-    return SegmentConfig(**({"min_frames": 2, "max_frames": 8, "max_seconds": 0} | settings))
+    return SegmentConfig(
+        **({"min_frames": 2, "max_frames": 8, "max_seconds": 0, "still_seconds": 0} | settings)
+    )
 
 
 def test_closes_on_change_once_it_holds_min_frames() -> None:
