@@ -72,6 +72,9 @@ class Details(BaseModel):
 
     stream_id: str
     evidence: Annotated[list[Evidence], Field(description="heaviest first")]
+    confidence: Annotated[
+        float | None, Field(description="how likely it is right; null: not known for this model")
+    ] = None
     as_of_s: Annotated[float, Field(description="stream time up to which the stream was read")]
     timings_ms: dict[str, float]
     gaps: Annotated[list[Gap], Field(description="footage that is missing from what was read")]
@@ -121,6 +124,7 @@ class ChatCompletion(BaseModel):
                     "streamkv": {
                         "stream_id": "lobby",
                         "evidence": [{"segment": 12, "start_s": 143.0, "end_s": 152.0, "weight": 0.61}],
+                        "confidence": 0.93,
                         "as_of_s": 600.0,
                         "timings_ms": {"search": 1.2, "first_token": 31.0, "total": 40.5},
                         "gaps": [],

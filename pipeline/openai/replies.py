@@ -67,6 +67,7 @@ class Writer:
         return Details(
             stream_id=self._stream_id,
             evidence=answer.evidence,
+            confidence=answer.confidence,
             as_of_s=answer.as_of_s,
             timings_ms=answer.timings_ms,
             gaps=answer.gaps,
