@@ -8,7 +8,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -31,6 +32,9 @@ from streamkv.types import Geometry, LayerBlocks
 _INDEX_AT_ONCE = 1024
 """Segments whose summary vectors are held twice, on their way into the index."""
 
+
+FETCHES_AT_ONCE = 8
+"""Files on their way from the object store for one question: each is mostly waiting."""
 
 NOTE_S = 10.0
 """How often the use of a file is noted, where files may leave the disk."""
@@ -80,6 +84,16 @@ class SegmentFiles:
             while len(self._open) > self._max_open:
                 self._open.popitem(last=False)
             return self._used(place.path)
+
+    def bring(self, places: Iterable[SegmentPlace]) -> None:
+        """Fetches files that are not on the disk, several at once; raises as `get` does."""
+        if self._fetch is None:
+            return
+        away = [p for p in places if p.path not in self._open and not (self._root / p.path).exists()]
+        if len(away) > 1:
+            with ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="fetch") as pool:
+                for _ in pool.map(self.get, away):
+                    pass
 
     def forget(self, path: str) -> None:
         """Closes the map of a file that is to go."""
@@ -184,6 +198,7 @@ class StreamSnapshot:
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         """Opens only the files of the segments named, in whatever order; each counts once."""
         named = list(self._places) if segment_nos is None else np.unique(segment_nos).tolist()
+        self._files.bring(self._places[no] for no in named if no in self._places)
         keys = [self._file(no).mean_keys(layer) for no in named]
         counts = [part.shape[0] for part in keys]
         empty = torch.empty(0, self.geometry.summary_dim)

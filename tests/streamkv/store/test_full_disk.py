@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from small_disk import leave_free, small_disk
-from store_samples import IDENTITY, check_segments, make_kv, store_segment
+from store_samples import IDENTITY, check_segments, make_kv, segment_files, store_segment
 
 from streamkv.config import AgeingStep, RetentionConfig
 from streamkv.errors import StoreFullError
-from streamkv.store import Gap, SegmentStore, write_segment
+from streamkv.store import Gap, ObjectStore, SegmentStore, write_segment
 
 MB = 1 << 20
 OLDEST = RetentionConfig(when_full="oldest")
@@ -24,11 +24,17 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-def opened(tmp_path: Path, retention: RetentionConfig | None = None) -> SegmentStore:
+def opened(
+    tmp_path: Path, retention: RetentionConfig | None = None, objects: ObjectStore | None = None
+) -> SegmentStore:
     """A store whose segments alone lie on the small disk."""
     url = f"sqlite:///{tmp_path}/catalog.sqlite"
     return SegmentStore.open(
-        tmp_path / "disk" / "root", catalog_url=url, identity=IDENTITY, retention=retention
+        tmp_path / "disk" / "root",
+        catalog_url=url,
+        identity=IDENTITY,
+        retention=retention,
+        objects=objects,
     )
 
 
@@ -58,6 +64,24 @@ def test_full_disk_loses_nothing_and_leaves_nothing_half(disk: Path, tmp_path: P
         assert store.room("cam") == ""
         store_segment(store, "cam", epoch, make_kv(count))
         check_segments(store.reader("cam").snapshot, count + 1)
+        assert store.verify() == []
+
+
+def test_segments_that_are_elsewhere_too_leave_a_full_disk_before_any_is_deleted(
+    disk: Path, tmp_path: Path
+) -> None:
+    far = ObjectStore(f"file://{tmp_path}/far")
+    with opened(tmp_path, OLDEST, far) as store:
+        store.add_stream("cam", "file:x")
+        epoch = store.begin_writing("cam")
+        for no in range(6):
+            store_segment(store, "cam", epoch, make_kv(no))
+        store.offload()
+        leave_free(disk, 9_000)
+        assert store.room("cam") == ""
+        store_segment(store, "cam", epoch, make_kv(6))
+        assert store.stream("cam").gaps == ()
+        assert 0 < len(segment_files(store)) < 7
         assert store.verify() == []
 
 

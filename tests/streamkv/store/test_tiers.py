@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -360,6 +361,27 @@ def test_threads_that_want_one_file_fetch_it_once(tiered: Tiered) -> None:
         assert len(wanted) == 1
 
 
+def test_candidates_of_a_question_are_fetched_side_by_side(
+    tiered: Tiered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None comes before another is on its way, too."""
+    both = threading.Barrier(2, timeout=30)
+
+    def get_with_another(self: ObjectStore, path: str, file: BinaryIO) -> None:
+        both.wait()
+        real_get(self, path, file)
+
+    real_get = ObjectStore.get
+    with tiered.open() as store:
+        filled(store, 6)
+    with tiered.open(0.1) as store:
+        store.offload()
+    with tiered.open() as store:
+        monkeypatch.setattr(ObjectStore, "get", get_with_another)
+        table = store.reader("cam").snapshot.table(0, np.arange(6))
+        assert table.segment_nos.tolist() == np.repeat(np.arange(6), 4).tolist()
+
+
 def test_stores_that_want_one_file_at_once_both_get_it(tiered: Tiered) -> None:
     """As two processes would: neither knows of the other, and each publishes its own copy."""
     with tiered.open() as store:
@@ -483,8 +505,8 @@ def test_segment_deleted_while_it_was_uploaded_leaves_no_object(
 def test_segment_deleted_while_it_was_fetched_leaves_no_file(
     tiered: Tiered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def get_then_delete(self: ObjectStore, path: str, file: object) -> None:
-        real_get(self, path, file)  # type: ignore[arg-type]
+    def get_then_delete(self: ObjectStore, path: str, file: BinaryIO) -> None:
+        real_get(self, path, file)
         with tiered.open() as other:
             other.remove_stream("cam")
 

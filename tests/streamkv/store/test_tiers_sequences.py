@@ -88,8 +88,15 @@ class Sequence(RuleBasedStateMachine):
 
     @precondition(lambda self: self.count)
     @rule(where=st.floats(0, 1, exclude_max=True))
-    def read(self, where: float) -> None:
-        no = int(where * self.count)
+    def read_one(self, where: float) -> None:
+        self.check(int(where * self.count))
+
+    @rule()
+    def read_all(self) -> None:
+        for no in range(self.count):
+            self.check(no)
+
+    def check(self, no: int) -> None:
         place = next((p for p in self.store.segments("cam", no, 1) if p.segment_no == no), None)
         if place is None:  # `mend` found it to be lost
             assert any(gap.reason.startswith(f"segment {no} is ") for gap in self.store.stream("cam").gaps)
