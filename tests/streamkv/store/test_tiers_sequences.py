@@ -126,7 +126,8 @@ class Sequence(RuleBasedStateMachine):
 
     @rule(where=st.floats(0, 1, exclude_max=True), is_deleted=st.booleans())
     def break_an_object(self, where: float, is_deleted: bool) -> None:
-        objects = sorted(self.s3.objects(self.prefix))
+        # The same bit twice would make it whole again.
+        objects = sorted(self.s3.objects(self.prefix).keys() - self.broken)
         if not objects:
             return
         path = objects[int(where * len(objects))]
@@ -170,7 +171,7 @@ def test_no_sequence_loses_a_committed_segment_unnamed(s3: S3Server) -> None:
     run_state_machine_as_test(
         Sequence,
         settings=settings(
-            max_examples=15,
+            max_examples=40,
             stateful_step_count=20,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
