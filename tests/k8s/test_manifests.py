@@ -140,4 +140,4 @@ def test_the_ray_versions_agree() -> None:
     version = ray_service()["spec"]["rayClusterConfig"]["rayVersion"]
     root = Path(__file__).parents[2]
     assert f"rayproject/ray:{version}-" in (root / "Dockerfile").read_text()
-    assert f"ray[serve]=={version.rpartition('.')[0]}.*" in (root / "pyproject.toml").read_text()
+    assert f"ray[data,serve]=={version.rpartition('.')[0]}.*" in (root / "pyproject.toml").read_text()
