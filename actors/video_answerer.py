@@ -72,6 +72,7 @@ class Answered:
     answer: str | None = None
     error: str | None = None
     evidence: list[dict[str, Any]] = field(default_factory=list)  # segment, start_s, end_s, weight
+    confidence: float | None = None  # None: the method does not say
     gaps: list[dict[str, Any]] = field(default_factory=list)  # start_s, end_s, reason
     as_of_s: float | None = None
     frames: int | None = None  # of the whole video, as are the next three
@@ -124,7 +125,12 @@ class VideoAnswerer:
         begun = time.perf_counter()
         about = replace(shown.about, key=asked.key)
         try:
-            found = self._engine.answer(shown.memory, asked.question, max_new_tokens=asked.max_new_tokens)
+            found = self._engine.answer(
+                shown.memory,
+                asked.question,
+                max_new_tokens=asked.max_new_tokens,
+                min_confidence=self._config.serve.min_confidence,
+            )
         except Exception as exc:  # as above: the row keeps its error
             return replace(about, error=_describe(exc))
         evidence = [
@@ -135,6 +141,7 @@ class VideoAnswerer:
             about,
             answer=found.text,
             evidence=evidence,
+            confidence=found.confidence,
             as_of_s=found.as_of_s,
             prompt_tokens=found.num_prompt_tokens,
             answer_tokens=found.num_tokens,

@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("error", pa.string()),
         ("evidence", pa.list_(pa.struct([("segment", pa.int64()), *_SPAN, ("weight", pa.float64())]))),
+        ("confidence", pa.float64()),
         ("gaps", pa.list_(pa.struct([*_SPAN, ("reason", pa.string())]))),
         ("as_of_s", pa.float64()),
         ("frames", pa.int64()),

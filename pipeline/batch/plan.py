@@ -61,7 +61,8 @@ def make_plan(rows: Iterable[LogRow], footage: Footage, config: PipelineConfig, 
             continue
         memory = _digest([*of, found.identity])
         room = row.max_new_tokens or config.serve.max_new_tokens
-        asked = Asked(_digest([memory, row.question, room]), row.question, room)
+        depends_on = [memory, row.question, room, config.serve.min_confidence]
+        asked = Asked(_digest(depends_on), row.question, room)
         planned.append(Planned(row, asked, found, memory))
     return Plan(tuple(planned))
 

@@ -23,6 +23,7 @@ from pipeline.batch.run import CHUNK
 from pipeline.cli import app
 from pipeline.settings import load_settings
 from pipeline.worlds import WrittenWorld, write_world
+from streamkv.confidence import NOT_SHOWN
 from streamkv.engine import Engine
 from streamkv.ingest import ingest
 from streamkv.models import load_model
@@ -136,7 +137,7 @@ def test_every_row_is_answered_in_order_with_its_evidence_and_cost(
         assert row["evidence"]
         assert row["preset"] == "streamkv"
         assert row["as_of_s"] == pytest.approx(worlds[row["video"][:-4]].duration_s, abs=2)
-        assert row["prompt_tokens"] > row["answer_tokens"] >= 1
+        assert row["prompt_tokens"] > row["answer_tokens"] >= (row["answer"] != NOT_SHOWN)
         assert all(row[name] > 0 for name in TIMES)
     for video in ("long.mp4", "short.mp4"):
         costs = {
@@ -237,7 +238,8 @@ def test_streams_of_a_store_are_answered_as_the_engine_does_and_bad_rows_keep_th
         frames = sample_frames(str(world.video), config.source.sample_fps)
         ingest(engine, store, "lobby", frames, batch_frames=16, codec=config.store.codec)
         memory = store.reader("lobby").refresh()
-        expected = [engine.answer(memory, q.question) for q in world.questions]
+        least = config.serve.min_confidence
+        expected = [engine.answer(memory, q.question, min_confidence=least) for q in world.questions]
     asked = [(q.question, "lobby", "") for q in world.questions]
     questions, videos, errors = zip(*asked, *BAD_ROWS, strict=True)
     table = pa.table({"question": questions, "video": videos, "id": list(range(len(questions)))})
@@ -248,6 +250,7 @@ def test_streams_of_a_store_are_answered_as_the_engine_does_and_bad_rows_keep_th
     assert [row["id"] for row in rows] == list(range(len(questions)))
     for row, answer in zip(rows, expected, strict=False):
         assert (row["answer"], row["as_of_s"], row["error"]) == (answer.text, answer.as_of_s, None)
+        assert row["confidence"] == pytest.approx(answer.confidence)
         assert row["decode_encode_s"] is None, "the ingest plane has spent it"
     for row, error in zip(rows, errors, strict=True):
         assert error in (row["error"] or "")

@@ -25,7 +25,7 @@ GAP = {"start_s": 4.0, "end_s": 5.0, "reason": "cut"}
 
 def answered(i: int) -> Answered:
     return Answered(
-        f"key-{i}", f"answer {i}\n\u2028", None, [SPAN], [GAP], 5.0, 9, 2, 0.5, 0.25, 20, i, 0.125
+        f"key-{i}", f"answer {i}\n\u2028", None, [SPAN], 0.9, [GAP], 5.0, 9, 2, 0.5, 0.25, 20, i, 0.125
     )
 
 
