@@ -11,13 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from streamkv.config import ConfidenceConfig
 
 NOT_SHOWN = "The footage does not show it."
 """What is said in place of an answer that is too unlikely."""
-ROUNDS, RIDGE = 200, 1e-3
+ROUNDS, RIDGE = 25, 1e-3
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,17 @@ def confidence(config: ConfidenceConfig, signs: Signs) -> float:
 
 
 def fit(signs: Sequence[Signs], is_right: Sequence[bool]) -> ConfidenceConfig:
-    """The weights under which these outcomes are likeliest."""
-    values = torch.tensor([s.values() for s in signs], dtype=torch.float64)
-    truth = torch.tensor(is_right, dtype=torch.float64)
-    mean, spread = values.mean(0), values.std(0).clamp(min=1e-6)
-    inputs = torch.cat([(values - mean) / spread, torch.ones(len(values), 1, dtype=torch.float64)], dim=1)
-    weights = torch.zeros(4, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=ROUNDS)
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        unlikely = torch.nn.functional.binary_cross_entropy_with_logits(inputs @ weights, truth)
-        total: torch.Tensor = unlikely + RIDGE * weights.square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    scaled = weights.detach()[:3] / spread
-    intercept = float(weights.detach()[3] - (scaled * mean).sum())
-    stands_out, first_token, log_segments = (round(float(w), 3) for w in scaled)
-    return ConfidenceConfig(round(intercept, 3), stands_out, first_token, log_segments)
+    """The weights under which these outcomes are likeliest, by Newton's method: the loss is convex."""
+    values = np.array([s.values() for s in signs])
+    truth = np.array(is_right, np.float64)
+    mean, spread = values.mean(axis=0), np.maximum(values.std(axis=0, ddof=1), 1e-6)
+    inputs = np.column_stack([(values - mean) / spread, np.ones(len(values))])
+    weights = np.zeros(inputs.shape[1])
+    for _ in range(ROUNDS):
+        sure = 1 / (1 + np.exp(-inputs @ weights))
+        slope = inputs.T @ (sure - truth) / len(truth) + 2 * RIDGE * weights
+        curve = (inputs.T * (sure * (1 - sure))) @ inputs / len(truth) + 2 * RIDGE * np.eye(len(weights))
+        weights -= np.linalg.solve(curve, slope)
+    scaled = weights[:-1] / spread
+    intercept = weights[-1] - scaled @ mean
+    return ConfidenceConfig(*(round(float(w), 3) for w in (intercept, *scaled)))

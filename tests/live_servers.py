@@ -41,12 +41,11 @@ def has_rtsp_server() -> bool:
     return subprocess.run([SYSTEM_PYTHON, "-c", GST], capture_output=True, check=False).returncode == 0
 
 
+# pip has neither; .ci/run installs both, and a skip is a failure there.
 needs_rtsp_server = pytest.mark.skipif(
     not has_rtsp_server(),
     reason="needs an RTSP server: apt-get install gir1.2-gst-rtsp-server-1.0 (see .ci/run)",
 )
-
-
 needs_ffmpeg = pytest.mark.skipif(
     not which("ffmpeg"), reason="needs an RTMP server: apt-get install ffmpeg (see .ci/run)"
 )

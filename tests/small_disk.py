@@ -13,7 +13,10 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
-    """The folder, made a disk of that size until the block ends."""
+    """The folder, made a disk of that size until the block ends.
+
+    Only root can mount, and only a real disk is full as a disk is: a skip elsewhere, which is a failure in CI.
+    """
     folder.mkdir(parents=True)
     mounted = _as_root("mount", "-t", "tmpfs", "-o", f"size={num_bytes},mode=777", "tmpfs", str(folder))
     if mounted.returncode:

@@ -6,4 +6,4 @@ import warnings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import ray.serve.schema  # noqa: F401
+    import ray.serve.schema  # noqa: F401 - for the warnings of its first import, which are over then

@@ -14,7 +14,7 @@ from streamkv.store import SegmentStore
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     programs = postgres_programs()
-    if programs is None:
+    if programs is None:  # pip has none; .ci/run installs it, and a skip is a failure there
         pytest.skip("needs PostgreSQL: apt-get install postgresql (see .ci/run)")
     with postgres_server(programs) as server:
         yield server
