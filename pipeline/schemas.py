@@ -289,8 +289,8 @@ class SearchResult(BaseModel):
                     "streams": [
                         {
                             "stream_id": "lobby",
-                            "score": 21.4,
-                            "moments": [{"segment": 12, "start_s": 143.0, "end_s": 152.0, "score": 21.4}],
+                            "score": 3.6,
+                            "moments": [{"segment": 12, "start_s": 143.0, "end_s": 152.0, "score": 3.6}],
                             "answer": None,
                         }
                     ],

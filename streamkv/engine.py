@@ -27,7 +27,7 @@ from streamkv.memory import VideoMemory, find_segment
 from streamkv.models.base import QuestionPrompt, VideoLLM
 from streamkv.prefill import StreamWindow, prefill_segment, prefill_system
 from streamkv.retrieval import BlockChoice, Candidates, Query, Retriever, TopK, make_retriever
-from streamkv.retrieval.agreement import segment_scores, standing_out
+from streamkv.retrieval.agreement import mean_scores, standing_out
 from streamkv.segmentation import Segmenter
 from streamkv.types import Answer, Evidence, LayerBlocks, Segment, SegmentKV
 
@@ -90,7 +90,14 @@ class Reading:
 
     layers: tuple[LayerReading, ...]
     logits: Tensor  # (vocabulary,) for the answer's first token
-    signs: Signs
+    candidates: tuple[Candidates, ...]  # of the first run, one a layer
+    num_segments: int  # that were searched
+
+    @property
+    def signs(self) -> Signs:
+        """What is known of the answer's chances."""
+        first_token = float(self.logits.float().softmax(dim=-1).max())
+        return Signs(standing_out(self.candidates), first_token, self.num_segments)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -191,7 +198,7 @@ class Engine:
 
     @torch.inference_mode()
     def find(self, memory: VideoMemory, question: str, finder: Retriever | None = None) -> dict[int, float]:
-        """Segments that the question finds, with their scores: how far they stand out, summed over layers.
+        """Segments that the question finds, with their scores: how far they stand out, mean over layers.
 
         Whatever the policy of answers, each layer looks by `topk` among all of `memory`; what it reads there shapes
         the queries of later layers, and that finds far more than the bare question does (`bench.search` measures both).
@@ -202,7 +209,7 @@ class Engine:
         prompt = self.model.question_prompt(question, ())
         run = _PromptRun(self, finder or self.finder, memory, prompt, 0, _Stopwatch())
         run.search()
-        return segment_scores(run.candidates)
+        return mean_scores(run.candidates)
 
     def _check_memory(self, memory: VideoMemory) -> None:
         if not memory.segments:
@@ -300,10 +307,8 @@ class _PromptRun:
 
     def finish(self) -> Reading:
         logits = self._engine.model.logits(self._hidden_TD[-1:])[-1]
-        first_token = float(logits.float().softmax(dim=-1).max())
-        signs = Signs(standing_out(self.candidates), first_token, len(self._memory.segments))
         self._watch.lap("prefill")
-        return Reading(tuple(self._layers), logits, signs)
+        return Reading(tuple(self._layers), logits, tuple(self.candidates), len(self._memory.segments))
 
     def _search_layer(self, layer: int, q_THd: Tensor) -> BlockChoice:
         retriever, num_kv_heads = self._retriever, self._engine.model.geometry.num_kv_heads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from streamkv.memory import VideoMemory
 from streamkv.retrieval.base import Candidates, Query
 from streamkv.retrieval.topk import TopK
 from streamkv.types import Geometry
+
+DECIMALS = 9
+"""Scores that differ by less are equal."""
 
 
 class Agreement(TopK):
@@ -41,42 +45,60 @@ class Agreement(TopK):
         return agreed_segments(candidates, self.config.agree_segments, self.config.agree_share)
 
 
-def agreed_segments(candidates: Sequence[Candidates], count: int, share: float = 0.0) -> list[int]:
-    """The `count` segments with the highest sums, over layers, of their best block's z-score, best first.
+class Scores(NamedTuple):
+    """How far segments stand out for some queries: z-scores of their best blocks, mean over layers.
 
-    Z-scores count from the layer's lowest; that is what a segment gets where it is no candidate. Of equals the
-    earlier one. A segment with less than `share` of the best one's sum is left out.
+    Where a segment is no candidate of a layer it has the layer's lowest.
     """
-    sums = segment_scores(candidates)
-    ranked = sorted(sums, key=lambda no: (-sums[no], no))[:count]
-    return [no for no in ranked if sums[no] >= share * sums[ranked[0]]]
+
+    segment_nos: np.ndarray  # (S,), ascending
+    z_QS: np.ndarray
+    lowest_Q: np.ndarray  # what a segment would have that is nowhere a candidate
 
 
-def segment_scores(candidates: Sequence[Candidates]) -> dict[int, float]:
-    """What `agreed_segments` ranks by, of every segment that is a candidate in any layer."""
-    sums: dict[int, float] = {}
-    for c in candidates:
-        if not c.num_blocks:
-            continue
-        nos, best = _best_of_segments(c)
-        z = zscores(best)
-        for no, above_lowest in zip(nos.tolist(), (z - z.min()).tolist(), strict=True):
-            sums[no] = sums.get(no, 0.0) + above_lowest
-    return sums
+def agreed_segments(candidates: Sequence[Candidates], count: int, share: float = 0.0) -> list[int]:
+    """The `count` segments that stand out most above the lowest, over all layers, best first.
+
+    Of equals the earlier one. A segment with less than `share` of the best one's is left out.
+    """
+    scores = mean_scores(candidates)
+    ranked = sorted(scores, key=lambda no: (-scores[no], no))[:count]
+    return [no for no in ranked if scores[no] >= share * scores[ranked[0]]]
+
+
+def mean_scores(candidates: Sequence[Candidates]) -> dict[int, float]:
+    """Of every segment that is a candidate in any layer: how far above the lowest its best block stands out."""
+    scores = _of_mean(candidates)
+    above = np.round(scores.z_QS[0] - scores.lowest_Q[0], DECIMALS)
+    return dict(zip(scores.segment_nos.tolist(), above.tolist(), strict=True))
 
 
 def standing_out(candidates: Sequence[Candidates]) -> float:
-    """The highest of all segments' mean z-score over layers: how sure the layers are of what they found."""
-    found = [c for c in candidates if c.num_blocks]
-    lowest = [float(zscores(_best_of_segments(c)[1]).min()) for c in found]
-    above_lowest = max(segment_scores(found).values(), default=0.0)
-    return (above_lowest + sum(lowest)) / max(1, len(found))
+    """The highest z-score of all segments: how sure the layers are of what they found; 0.0 of nothing."""
+    return max(_of_mean(candidates).z_QS[0].tolist(), default=0.0)
 
 
-def _best_of_segments(c: Candidates) -> tuple[np.ndarray, np.ndarray]:
-    """Segments (S,), ascending, and the score of each one's best block (S,)."""
-    nos, first = np.unique(c.segment_nos, return_index=True)
-    return nos, np.maximum.reduceat(c.scores.double().numpy(), first)
+def _of_mean(candidates: Sequence[Candidates]) -> Scores:
+    layers = [(c.segment_nos, c.scores.double().numpy()[None]) for c in candidates if c.num_blocks]
+    return over_layers(layers, num_queries=1)
+
+
+def over_layers(layers: Sequence[tuple[np.ndarray, np.ndarray]], num_queries: int) -> Scores:
+    """`layers`: of each, the candidate blocks' segments (B,) in ascending order and their scores (Q, B)."""
+    found = []
+    for segment_nos, scores_QB in layers:
+        nos, first = np.unique(segment_nos, return_index=True)
+        found.append((nos, zscores(np.maximum.reduceat(scores_QB, first, axis=1))))
+    every = np.unique(np.concatenate([np.empty(0, np.int64), *(nos for nos, _ in found)]))
+    total_QS, lowest_Q = np.zeros((num_queries, len(every))), np.zeros(num_queries)
+    for nos, z_QS in found:
+        low_Q = z_QS.min(axis=1)
+        layer_QS = np.repeat(low_Q[:, None], len(every), axis=1)
+        layer_QS[:, np.searchsorted(every, nos)] = z_QS
+        total_QS += layer_QS
+        lowest_Q += low_Q
+    count = max(1, len(found))
+    return Scores(every, total_QS / count, lowest_Q / count)
 
 
 def zscores(scores: np.ndarray) -> np.ndarray:

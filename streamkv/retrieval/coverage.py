@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from streamkv.memory import VideoMemory
-from streamkv.retrieval.agreement import Agreement, zscores
+from streamkv.retrieval.agreement import Agreement, Scores, over_layers
 from streamkv.retrieval.base import Candidates, Query
 
 TOKEN_CANDIDATES = 8
@@ -34,39 +34,23 @@ class Coverage(Agreement):
         best = super().agree(memory, queries, candidates)
         if len(best) == 1:  # nothing comes near it
             return best
-        segment_nos, mean_S, tokens_TS = self._scores(memory, queries)
+        segment_nos, z_QS, _ = self._scores(memory, queries)
+        mean_S, tokens_TS = z_QS[0], z_QS[1:]
         if mean_S.max() >= self.config.cover_share * tokens_TS.max():
             return best
         gains_TS = np.maximum(tokens_TS - self.config.cover_above, 0.0)
         columns = cover(gains_TS, self.config.agree_segments, self.config.cover_gain)
         return segment_nos[columns].tolist() or best
 
-    def _scores(
-        self, memory: VideoMemory, queries: Sequence[Query]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Segments (S,), and how far their best block stands out, for the mean query (S,) and for each token (T, S).
-
-        In standard deviations, mean over layers. Where a segment is no candidate it gets the layer's lowest.
-        """
-        found = [self._scores_in_layer(memory, layer, query) for layer, query in enumerate(queries)]
-        every = np.unique(np.concatenate([nos for nos, _ in found]))
-        total_QS = np.zeros((1 + len(queries[0].tokens), len(every)))
-        for nos, z_QS in found:
-            layer_QS = np.repeat(z_QS.min(axis=1, keepdims=True), len(every), axis=1)
-            layer_QS[:, np.searchsorted(every, nos)] = z_QS
-            total_QS += layer_QS
-        mean_S, *tokens_TS = total_QS / len(found)
-        return every, mean_S, np.array(tokens_TS)
-
-    def _scores_in_layer(
-        self, memory: VideoMemory, layer: int, query: Query
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One layer's candidates (S,) for the mean or any token, and their z-scores (1 + T, S)."""
-        queries_QD = torch.cat([query.mean[None], query.tokens]).float().cpu()
-        table = memory.table(layer, self._found_by_any(memory, layer, queries_QD))
-        nos, first = np.unique(table.segment_nos, return_index=True)
-        blocks_QB = (queries_QD @ table.mean_keys.float().T).double().numpy()
-        return nos, zscores(np.maximum.reduceat(blocks_QB, first, axis=1))
+    def _scores(self, memory: VideoMemory, queries: Sequence[Query]) -> Scores:
+        """For the mean query, then for each token, of what any of them finds."""
+        layers = []
+        for layer, query in enumerate(queries):
+            queries_QD = torch.cat([query.mean[None], query.tokens]).float().cpu()
+            table = memory.table(layer, self._found_by_any(memory, layer, queries_QD))
+            scores_QB = queries_QD @ table.mean_keys.float().T
+            layers.append((table.segment_nos, scores_QB.double().numpy()))
+        return over_layers(layers, num_queries=1 + len(queries[0].tokens))
 
     def _found_by_any(self, memory: VideoMemory, layer: int, queries_QD: Tensor) -> np.ndarray | None:
         wanted = self.config.candidate_segments
