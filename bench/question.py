@@ -31,7 +31,7 @@ from bench.machine import Figure, machine, report, table
 from pipeline.settings import load_settings
 from streamkv.config import PipelineConfig
 from streamkv.engine import Engine, LayerCache
-from streamkv.memory import BlockTable, Ranked, SegmentInfo
+from streamkv.memory import BlockTable, Ranked, SegmentInfo, VideoMemory
 from streamkv.models import load_model
 from streamkv.store.index import SummaryIndex
 from streamkv.townsquare import make_questions, make_world
@@ -44,7 +44,7 @@ BLOCKS_KEPT = 3
 PHASES = ("query", "search", "fetch", "prefill", "first_token")
 
 
-class SyntheticVideo:
+class SyntheticVideo(VideoMemory):
     """A `VideoMemory` of any length: block i of a layer has its own mean key and the pool's keys and values."""
 
     def __init__(
@@ -74,9 +74,6 @@ class SyntheticVideo:
         return tuple(
             SegmentInfo(i, i * SEGMENT_S, (i + 1) * SEGMENT_S, self.blocks) for i in range(self.num_segments)
         )
-
-    def search(self, layer: int, query: torch.Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
-        return self._index.search(layer, query, k, among)
 
     def search_each(
         self, layer: int, queries: torch.Tensor, k: int, among: np.ndarray | None = None

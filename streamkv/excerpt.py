@@ -11,8 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from streamkv.errors import QuestionError
-from streamkv.memory import BlockTable, Ranked, SegmentInfo, VideoMemory
-from streamkv.types import Geometry, LayerBlocks
+from streamkv.memory import BlockTable, MemoryView, Ranked, SegmentInfo, VideoMemory
 
 
 class Span(NamedTuple):
@@ -29,30 +28,18 @@ class Span(NamedTuple):
         return f"between {clock(self.start_s)} and {clock(self.end_s)}"
 
 
-class Excerpt:
-    """A `VideoMemory` with some of another's segments: all of its searches look at these alone."""
+class Excerpt(MemoryView):
+    """Some of another memory's segments: all of its searches look at these alone. It is as of when the whole is."""
 
     def __init__(self, memory: VideoMemory, segments: Sequence[SegmentInfo]) -> None:
         """`segments`: of `memory`, in time order."""
-        self._memory = memory
+        super().__init__(memory)
         self._segments = tuple(segments)
         self._nos = np.array([s.segment_no for s in segments], np.int64)
 
     @property
-    def geometry(self) -> Geometry:
-        return self._memory.geometry
-
-    @property
-    def as_of_s(self) -> float:
-        """Of the whole past: nothing later was there to choose from."""
-        return self._memory.as_of_s
-
-    @property
     def segments(self) -> tuple[SegmentInfo, ...]:
         return self._segments
-
-    def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
-        return self.search_each(layer, query[None], k, among)[0].segment_nos
 
     def search_each(
         self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
@@ -61,9 +48,6 @@ class Excerpt:
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         return self._memory.table(layer, self._here(segment_nos))
-
-    def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
-        return self._memory.gather(layer, segment_nos, slots)
 
     def _here(self, segment_nos: np.ndarray | None) -> np.ndarray:
         if segment_nos is None:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 import numpy as np
-from torch import Tensor
 
-from streamkv.memory import BlockTable, Ranked, SegmentInfo, VideoMemory
-from streamkv.types import Geometry, LayerBlocks
+from streamkv.memory import BlockTable, MemoryView, VideoMemory
+from streamkv.types import LayerBlocks
 
 HELD_BYTES = 256 * 2**20
 """Of tables, and of blocks: what was used longest ago is let go first."""
@@ -18,33 +17,13 @@ HELD_BYTES = 256 * 2**20
 T = TypeVar("T")
 
 
-class HeldVideo:
-    """The `VideoMemory` of another one, which must not change; not for several threads."""
+class HeldVideo(MemoryView):
+    """Another memory, which must not change; not for several threads."""
 
     def __init__(self, memory: VideoMemory, max_bytes: int = HELD_BYTES) -> None:
-        self._memory = memory
+        super().__init__(memory)
         self._tables = _Held[BlockTable](max_bytes, lambda table: table.mean_keys.nbytes)
         self._blocks = _Held[LayerBlocks](max_bytes, lambda b: b.keys_bNGd.nbytes + b.values_bNGd.nbytes)
-
-    @property
-    def geometry(self) -> Geometry:
-        return self._memory.geometry
-
-    @property
-    def as_of_s(self) -> float:
-        return self._memory.as_of_s
-
-    @property
-    def segments(self) -> tuple[SegmentInfo, ...]:
-        return self._memory.segments
-
-    def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
-        return self._memory.search(layer, query, k, among)
-
-    def search_each(
-        self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
-    ) -> list[Ranked]:
-        return self._memory.search_each(layer, queries, k, among)
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         key = (layer, None if segment_nos is None else segment_nos.tobytes())

@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from streamkv.engine import Engine
-from streamkv.memory import BlockTable, InMemoryVideo, Ranked, SegmentInfo, VideoMemory
+from streamkv.memory import BlockTable, InMemoryVideo, Ranked, SegmentInfo, VideoMemory, cat_tables
 from streamkv.prefill import StreamWindow
-from streamkv.types import Geometry, LayerBlocks, Segment, SegmentKV
+from streamkv.types import Geometry, LayerBlocks, Segment, SegmentKV, cat_blocks, take_blocks
 
 
-class JoinedVideo:
-    """A `VideoMemory` of a stream's committed past and the few segments after it."""
+class JoinedVideo(VideoMemory):
+    """A stream's committed past and the few segments after it."""
 
     def __init__(self, past: VideoMemory, latest: InMemoryVideo) -> None:
         self._past, self._latest = past, latest
@@ -38,32 +37,22 @@ class JoinedVideo:
     def segments(self) -> tuple[SegmentInfo, ...]:
         return (*self._past.segments, *self._latest.segments)
 
-    def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
-        return self.search_each(layer, query[None], k, among)[0].segment_nos
-
     def search_each(
         self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
     ) -> list[Ranked]:
         old_among, new_among = (None, None) if among is None else self._split(among)
         past = self._past.search_each(layer, queries, k, old_among)
         latest = self._latest.search_each(layer, queries, k, new_among)
-        return [_merged(*pair).best(k) for pair in zip(past, latest, strict=True)]
+        return [Ranked.of(pair).best(k) for pair in zip(past, latest, strict=True)]
 
     def _split(self, segment_nos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         is_new = segment_nos >= self._first_no
         return segment_nos[~is_new], segment_nos[is_new]
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
-        if segment_nos is None:
-            old, new = self._past.table(layer), self._latest.table(layer)
-        else:
-            old_nos, new_nos = self._split(segment_nos)
-            old, new = self._past.table(layer, old_nos), self._latest.table(layer, new_nos)
-        return BlockTable(
-            np.concatenate([old.segment_nos, new.segment_nos]),
-            np.concatenate([old.slots, new.slots]),
-            torch.cat([old.mean_keys, new.mean_keys]),
-        )
+        old_nos, new_nos = (None, None) if segment_nos is None else self._split(segment_nos)
+        parts = [self._past.table(layer, old_nos), self._latest.table(layer, new_nos)]
+        return cat_tables(parts, self.geometry.summary_dim)
 
     def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
         is_new = segment_nos >= self._first_no
@@ -74,32 +63,7 @@ class JoinedVideo:
             return new
         old = self._past.gather(layer, segment_nos[~is_new], slots[~is_new])
         order = np.argsort(np.concatenate([np.flatnonzero(~is_new), np.flatnonzero(is_new)]))
-        return _taken(_joined(old, new), order)
-
-
-def _merged(first: Ranked, second: Ranked) -> Ranked:
-    return Ranked(
-        np.concatenate([first.segment_nos, second.segment_nos]), np.concatenate([first.scores, second.scores])
-    )
-
-
-def _joined(first: LayerBlocks, second: LayerBlocks) -> LayerBlocks:
-    return LayerBlocks(
-        torch.cat([first.keys_bNGd.to(second.keys_bNGd), second.keys_bNGd]),
-        torch.cat([first.values_bNGd.to(second.values_bNGd), second.values_bNGd]),
-        (*first.frame_ids, *second.frame_ids),
-        (*first.spans_s, *second.spans_s),
-    )
-
-
-def _taken(blocks: LayerBlocks, order: np.ndarray) -> LayerBlocks:
-    rows = torch.from_numpy(order)
-    return LayerBlocks(
-        blocks.keys_bNGd[rows],
-        blocks.values_bNGd[rows],
-        tuple(blocks.frame_ids[i] for i in order),
-        tuple(blocks.spans_s[i] for i in order),
-    )
+        return take_blocks(cat_blocks([old, new]), order.tolist())
 
 
 @dataclass(frozen=True)

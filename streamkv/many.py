@@ -8,15 +8,14 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from streamkv.memory import BlockTable, Ranked, SegmentInfo, VideoMemory, find_segment
+from streamkv.memory import BlockTable, Ranked, SegmentInfo, VideoMemory, cat_tables, find_segment
 from streamkv.types import Geometry, LayerBlocks, cat_blocks
 
 
-class ManyVideos:
-    """A `VideoMemory` of several. Segments are numbered anew: those of the first memory, of the second, and so on."""
+class ManyVideos(VideoMemory):
+    """Several memories. Segments are numbered anew: those of the first memory, of the second, and so on."""
 
     def __init__(self, memories: Sequence[VideoMemory]) -> None:
         """At least one, all of one model, none without a segment."""
@@ -46,9 +45,6 @@ class ManyVideos:
         stream = int(np.searchsorted(self._offsets, segment_no, side="right")) - 1
         return stream, find_segment(self._memories[stream], segment_no - int(self._offsets[stream]))
 
-    def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
-        return self.search_each(layer, query[None], k, among)[0].segment_nos
-
     def search_each(
         self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
     ) -> list[Ranked]:
@@ -57,12 +53,7 @@ class ManyVideos:
             own = None if among is None else self._own(stream, among)
             for ranked, into in zip(memory.search_each(layer, queries, k, own), found, strict=True):
                 into.append(Ranked(ranked.segment_nos + self._offsets[stream], ranked.scores))
-        return [
-            Ranked(
-                np.concatenate([r.segment_nos for r in some]), np.concatenate([r.scores for r in some])
-            ).best(k)
-            for some in found
-        ]
+        return [Ranked.of(some).best(k) for some in found]
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         named = None if segment_nos is None else np.unique(segment_nos)
@@ -74,11 +65,7 @@ class ManyVideos:
                 parts.append(
                     BlockTable(table.segment_nos + self._offsets[stream], table.slots, table.mean_keys)
                 )
-        return BlockTable(
-            np.concatenate([np.empty(0, np.int64), *(part.segment_nos for part in parts)]),
-            np.concatenate([np.empty(0, np.int64), *(part.slots for part in parts)]),
-            torch.cat([torch.empty((0, self.geometry.summary_dim)), *(part.mean_keys for part in parts)]),
-        )
+        return cat_tables(parts, self.geometry.summary_dim)
 
     def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
         if not len(slots):

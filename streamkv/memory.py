@@ -7,7 +7,7 @@ one-process use. The engine knows neither.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -45,10 +45,24 @@ class Ranked(NamedTuple):
     segment_nos: np.ndarray  # (F,) int64
     scores: np.ndarray  # (F,) float32: inner products
 
+    @classmethod
+    def of(cls, parts: Sequence[Ranked]) -> Ranked:
+        """What several searches found, in whatever order."""
+        return cls(np.concatenate([p.segment_nos for p in parts]), np.concatenate([p.scores for p in parts]))
+
     def best(self, k: int) -> Ranked:
         """At most k; of equals those with the lower number."""
         order = np.lexsort((self.segment_nos, -self.scores))[:k]
         return Ranked(self.segment_nos[order], self.scores[order])
+
+
+def cat_tables(parts: Sequence[BlockTable], summary_dim: int) -> BlockTable:
+    """Tables of one layer in the order given; none makes an empty one."""
+    return BlockTable(
+        np.concatenate([np.empty(0, np.int64), *(part.segment_nos for part in parts)]),
+        np.concatenate([np.empty(0, np.int64), *(part.slots for part in parts)]),
+        torch.cat([torch.empty((0, summary_dim)), *(part.mean_keys for part in parts)]),
+    )
 
 
 class VideoMemory(Protocol):
@@ -73,7 +87,7 @@ class VideoMemory(Protocol):
         At most k of their numbers, best first, int64. `among`: the only segments that are looked at, as ascending
         numbers; None: all.
         """
-        ...
+        return self.search_each(layer, query[None], k, among)[0].segment_nos
 
     def search_each(
         self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
@@ -90,7 +104,7 @@ class VideoMemory(Protocol):
         ...
 
 
-class InMemoryVideo:
+class InMemoryVideo(VideoMemory):
     """A `VideoMemory` over a list of segments, in time order; `add` appends the next."""
 
     def __init__(self, geometry: Geometry, segments: Iterable[SegmentKV] = ()) -> None:
@@ -121,9 +135,6 @@ class InMemoryVideo:
         return tuple(
             SegmentInfo(s.segment_no, s.start_s, s.end_s, s.num_frames) for s in self._by_no.values()
         )
-
-    def search(self, layer: int, query: Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
-        return self.search_each(layer, query[None], k, among)[0].segment_nos
 
     def search_each(
         self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
@@ -157,6 +168,36 @@ class InMemoryVideo:
             frame_ids=tuple(blocks.frame_ids[slot] for blocks, slot in rows),
             spans_s=tuple(blocks.spans_s[slot] for blocks, slot in rows),
         )
+
+
+class MemoryView(VideoMemory):
+    """Another memory, read as it is; who derives changes some of that."""
+
+    def __init__(self, memory: VideoMemory) -> None:
+        self._memory = memory
+
+    @property
+    def geometry(self) -> Geometry:
+        return self._memory.geometry
+
+    @property
+    def as_of_s(self) -> float:
+        return self._memory.as_of_s
+
+    @property
+    def segments(self) -> tuple[SegmentInfo, ...]:
+        return self._memory.segments
+
+    def search_each(
+        self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
+    ) -> list[Ranked]:
+        return self._memory.search_each(layer, queries, k, among)
+
+    def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
+        return self._memory.table(layer, segment_nos)
+
+    def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
+        return self._memory.gather(layer, segment_nos, slots)
 
 
 def last_blocks(memory: VideoMemory, layer: int, count: int) -> BlockTable:

@@ -12,7 +12,7 @@ from streamkv.compression import block_scores, make_compressor
 from streamkv.config import MethodConfig
 from streamkv.memory import VideoMemory, last_blocks
 from streamkv.models.base import VideoLLM
-from streamkv.types import LayerBlocks, Segment, SegmentKV
+from streamkv.types import LayerBlocks, Segment, SegmentKV, take_blocks
 
 DEFAULT_CHUNK_TOKENS = 1024
 """Stream tokens that go through the decoder at once. Any number gives the same; fewer take less memory."""
@@ -138,7 +138,8 @@ def prefill_segment(
         num_source_frames=segment.num_source_frames,
         resume_s=segment.resume_s,
         layers=tuple(
-            _take(b, [*rows, *range(num_frames, b.num_blocks)]) for b, rows in zip(blocks, kept, strict=True)
+            take_blocks(b, [*rows, *range(num_frames, b.num_blocks)])
+            for b, rows in zip(blocks, kept, strict=True)
         ),
         summary_vectors=torch.stack(
             [
@@ -210,14 +211,4 @@ def _as_blocks(segment: Segment, kv: KV, frame_tokens: int) -> LayerBlocks:
         values_bNGd=kv.values_TGd.view(keys_bNGd.shape),
         frame_ids=tuple(range(num_blocks)),
         spans_s=(*segment.spans_s, (segment.start_s, segment.end_s))[:num_blocks],
-    )
-
-
-def _take(blocks: LayerBlocks, rows: list[int]) -> LayerBlocks:
-    """A copy of the given blocks."""
-    return LayerBlocks(
-        keys_bNGd=blocks.keys_bNGd[rows],
-        values_bNGd=blocks.values_bNGd[rows],
-        frame_ids=tuple(blocks.frame_ids[i] for i in rows),
-        spans_s=tuple(blocks.spans_s[i] for i in rows),
     )

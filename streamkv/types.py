@@ -10,6 +10,7 @@ A *block* is the N key/value pairs of one frame (or of one summary) in one layer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -136,11 +137,22 @@ class Answer:
     confidence: float | None = None  # how likely it is right; None: the method does not say
 
 
-def cat_blocks(parts: list[LayerBlocks]) -> LayerBlocks:
-    """Joins blocks of one layer in the order given; at least one part."""
+def cat_blocks(parts: Sequence[LayerBlocks]) -> LayerBlocks:
+    """Joins blocks of one layer in the order given, where and of the type that the last are; at least one part."""
+    keys, values = parts[-1].keys_bNGd, parts[-1].values_bNGd
     return LayerBlocks(
-        keys_bNGd=torch.cat([p.keys_bNGd for p in parts]),
-        values_bNGd=torch.cat([p.values_bNGd for p in parts]),
+        keys_bNGd=torch.cat([p.keys_bNGd.to(keys) for p in parts]),
+        values_bNGd=torch.cat([p.values_bNGd.to(values) for p in parts]),
         frame_ids=tuple(i for p in parts for i in p.frame_ids),
         spans_s=tuple(s for p in parts for s in p.spans_s),
+    )
+
+
+def take_blocks(blocks: LayerBlocks, rows: Sequence[int]) -> LayerBlocks:
+    """A copy of the given blocks, in the order given."""
+    return LayerBlocks(
+        keys_bNGd=blocks.keys_bNGd[rows],
+        values_bNGd=blocks.values_bNGd[rows],
+        frame_ids=tuple(blocks.frame_ids[i] for i in rows),
+        spans_s=tuple(blocks.spans_s[i] for i in rows),
     )

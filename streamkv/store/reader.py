@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, SegmentGoneError, StoreError
-from streamkv.memory import BlockTable, Ranked, SegmentInfo
+from streamkv.memory import BlockTable, Ranked, SegmentInfo, VideoMemory
 from streamkv.store import durable
 from streamkv.store.catalog import Catalog, Progress
 from streamkv.store.codecs import Codec
@@ -161,8 +161,8 @@ def check_belongs(file: SegmentFile, place: SegmentPlace, identity: ModelIdentit
 
 
 @dataclass(frozen=True)
-class StreamSnapshot:
-    """A stream at one moment: implements `VideoMemory`, never changes, and may be shared by threads.
+class StreamSnapshot(VideoMemory):
+    """A stream at one moment: never changes, and may be shared by threads.
 
     Files are mapped when they are first needed. SegmentGoneError when one was deleted before that, by retention or
     with its stream; a fresh snapshot does without it.
@@ -186,9 +186,6 @@ class StreamSnapshot:
     def segments(self) -> tuple[SegmentInfo, ...]:
         places = self._places.values()
         return tuple(SegmentInfo(p.segment_no, p.start_s, p.end_s, p.num_frames) for p in places)
-
-    def search(self, layer: int, query: torch.Tensor, k: int, among: np.ndarray | None = None) -> np.ndarray:
-        return self._index.search(layer, query, k, among)
 
     def search_each(
         self, layer: int, queries: torch.Tensor, k: int, among: np.ndarray | None = None
