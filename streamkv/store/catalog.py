@@ -7,9 +7,9 @@ its lock before it reads, so that two processes never decide on the same state.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import URL, ColumnElement, delete, func, inspect, select
@@ -18,8 +18,9 @@ from sqlalchemy.orm import Session
 
 from streamkv.config import RetentionConfig
 from streamkv.errors import ForeignStoreError, StoreError, StoreFullError, StreamExistsError
-from streamkv.store import migrations, object_rows, rows
+from streamkv.store import migrations, rows
 from streamkv.store.database import WRITES, hide_password, is_full, make_engine
+from streamkv.store.object_rows import PLACE, ObjectRows, note_removed
 from streamkv.store.records import (
     RETENTION,
     Front,
@@ -27,13 +28,10 @@ from streamkv.store.records import (
     SegmentPlace,
     StreamInfo,
     StreamState,
-    Uploads,
     check_not_held,
 )
 from streamkv.store.rows import RestoredStream, StoredIdentity
-from streamkv.store.tables import GapRow, RemovedObjectRow, RemovedRow, SegmentRow, StoreRow, StreamRow
-
-_PLACE = tuple(getattr(SegmentRow, f.name) for f in fields(SegmentPlace))
+from streamkv.store.tables import GapRow, RemovedRow, SegmentRow, StoreRow, StreamRow
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,7 @@ class Catalog:
         """Connects when first used; nothing is created before `create`."""
         self.name = hide_password(url)
         self._engine = make_engine(url, read_only=read_only)
+        self.objects = ObjectRows(self._reading, self._writing)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -172,7 +171,7 @@ class Catalog:
         with self._writing() as session:
             stream = rows.locked(session, stream_id)
             check_not_held(stream_id, stream.legal_hold)
-            object_rows.note_removed(session, SegmentRow.stream_id == stream_id)
+            note_removed(session, SegmentRow.stream_id == stream_id)
             for table in (SegmentRow, GapRow):
                 session.execute(delete(table).where(table.stream_id == stream_id))
             session.delete(stream)
@@ -257,7 +256,7 @@ class Catalog:
             if row is None or row.path != old.path or stream.legal_hold:
                 return False
             publish()
-            object_rows.note_removed(session, *_key(old))
+            note_removed(session, *_key(old))
             row.uploaded_at = 0.0
             row.path, row.checksum, row.file_bytes = new.path, new.checksum, new.file_bytes
             row.codec = new.codec
@@ -277,7 +276,7 @@ class Catalog:
             row = session.get(SegmentRow, (place.stream_id, place.segment_no))
             if row is None or row.path != place.path:
                 return False
-            object_rows.note_removed(session, *_key(place))
+            note_removed(session, *_key(place))
             session.delete(row)
             session.merge(
                 GapRow(stream_id=place.stream_id, start_s=row.start_s, end_s=row.end_s, reason=reason)
@@ -298,7 +297,7 @@ class Catalog:
     def segments_between(self, stream_id: str, start: int, end: Progress) -> list[SegmentPlace]:
         """The stream's segments from `start` up to `end`, in order; none when it was removed meanwhile."""
         query = (
-            select(*_PLACE)
+            select(*PLACE)
             .join(StreamRow, StreamRow.id == SegmentRow.stream_id)
             .where(SegmentRow.stream_id == stream_id, StreamRow.born_epoch == end.born_epoch)
             .where(SegmentRow.segment_no >= start, SegmentRow.segment_no < end.next_segment_no)
@@ -310,7 +309,7 @@ class Catalog:
     def segments_from(self, stream_id: str, start: int, limit: int) -> list[SegmentPlace]:
         """Up to `limit` of the stream's segments from number `start` on, in order."""
         query = (
-            select(*_PLACE)
+            select(*PLACE)
             .where(SegmentRow.stream_id == stream_id, SegmentRow.segment_no >= start)
             .order_by(SegmentRow.segment_no)
             .limit(limit)
@@ -321,7 +320,7 @@ class Catalog:
 
     def segment(self, stream_id: str, segment_no: int) -> SegmentPlace | None:
         """As its row is now."""
-        query = select(*_PLACE).where(SegmentRow.stream_id == stream_id, SegmentRow.segment_no == segment_no)
+        query = select(*PLACE).where(SegmentRow.stream_id == stream_id, SegmentRow.segment_no == segment_no)
         with self._reading() as session:
             row = session.execute(query).first()
             return SegmentPlace(*row) if row else None
@@ -329,7 +328,7 @@ class Catalog:
     def committed_before(self, stream_id: str, seconds: float) -> list[tuple[SegmentPlace, float]]:
         """Segments committed before a time, seconds since 1970, each with its own; in order. Of a held stream none."""
         query = (
-            select(*_PLACE, SegmentRow.committed_at)
+            select(*PLACE, SegmentRow.committed_at)
             .where(SegmentRow.stream_id == stream_id, SegmentRow.committed_at <= seconds)
             .order_by(SegmentRow.segment_no)
         )
@@ -381,10 +380,10 @@ class Catalog:
             stream = session.get(StreamRow, stream_id, with_for_update=True)
             if stream is None or stream.legal_hold:
                 return []
-            query = select(*_PLACE).where(*front).order_by(SegmentRow.segment_no)
+            query = select(*PLACE).where(*front).order_by(SegmentRow.segment_no)
             places = [SegmentPlace(*row) for row in session.execute(query)]
             if places:
-                object_rows.note_removed(session, *front)
+                note_removed(session, *front)
                 session.execute(delete(SegmentRow).where(*front))
                 stream.first_segment_no = places[-1].segment_no + 1
                 rows.widen_gap(session, stream_id, places[0].start_s, places[-1].end_s, RETENTION)
@@ -407,68 +406,11 @@ class Catalog:
         with self._reading() as session:
             return rows.over_limit(session, rows.known(session, stream_id), num_bytes, limits)
 
-    # ---- the object store
-
-    def waiting(self, limit: int) -> list[SegmentPlace]:
-        """Up to `limit` segments that are not in the object store, the oldest first."""
-        with self._reading() as session:
-            order = (SegmentRow.committed_at, SegmentRow.stream_id, SegmentRow.segment_no)
-            query = object_rows.waiting(*_PLACE).order_by(*order).limit(limit)
-            return [SegmentPlace(*row) for row in session.execute(query)]
-
-    def num_waiting(self) -> int:
-        with self._reading() as session:
-            return session.scalar(object_rows.waiting(func.count())) or 0
-
-    def note_uploaded(self, place: SegmentPlace) -> bool:
-        """Says that the segment's file is in the object store; False, and the object is to go, when it is not its file
-        any more."""
-        with self._writing() as session:
-            row = session.get(SegmentRow, (place.stream_id, place.segment_no), with_for_update=True)
-            if row is None or row.path != place.path:
-                session.merge(RemovedObjectRow(path=place.path))
-                return False
-            row.uploaded_at = time.time()
-            return True
-
-    def upload_again(self, place: SegmentPlace) -> None:
-        """Says that the segment's object is lost or damaged."""
-        with self._writing() as session:
-            row = session.get(SegmentRow, (place.stream_id, place.segment_no), with_for_update=True)
-            if row is not None and row.path == place.path:
-                row.uploaded_at = 0.0
-
-    def uploaded(self, paths: Iterable[str]) -> set[str]:
-        """Those of some segment files whose bytes are in the object store, and that rows name."""
-        with self._reading() as session:
-            return object_rows.uploaded(session, paths)
-
-    def all_uploaded(self, stream_id: str | None = None) -> set[str]:
-        """Files of all streams, or of one, that are in the object store."""
-        with self._reading() as session:
-            query = select(SegmentRow.path).where(SegmentRow.uploaded_at > 0)
-            if stream_id is not None:
-                query = query.where(SegmentRow.stream_id == stream_id)
-            return set(session.scalars(query))
-
-    def uploads(self) -> Uploads:
-        with self._reading() as session:
-            return object_rows.counts(session)
-
-    def removed_objects(self) -> list[str]:
-        """Paths of objects that are to go."""
-        with self._reading() as session:
-            return list(session.scalars(select(RemovedObjectRow.path).order_by(RemovedObjectRow.path)))
-
-    def object_is_gone(self, path: str) -> None:
-        with self._writing() as session:
-            session.execute(delete(RemovedObjectRow).where(RemovedObjectRow.path == path))
-
     # ---- all of it
 
     def all_segments(self, stream_id: str | None = None) -> list[SegmentPlace]:
         """Of all streams, or of the one named; in order."""
-        query = select(*_PLACE).order_by(SegmentRow.stream_id, SegmentRow.segment_no)
+        query = select(*PLACE).order_by(SegmentRow.stream_id, SegmentRow.segment_no)
         if stream_id is not None:
             query = query.where(SegmentRow.stream_id == stream_id)
         with self._reading() as session:

@@ -25,6 +25,7 @@ from streamkv.store.deletion import Deletion
 from streamkv.store.mending import Mending
 from streamkv.store.object_store import ObjectStore
 from streamkv.store.opening import open_catalog
+from streamkv.store.parts import Parts
 from streamkv.store.reader import SegmentFiles, StreamReader
 from streamkv.store.records import Front, Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
 from streamkv.store.retention import due
@@ -111,7 +112,8 @@ class SegmentStore:
         fetch = None if tiers is None else tiers.fetch
         self._files = SegmentFiles(root, identity, max_open_files, catalog.segment, fetch)
         self._vectors = SummaryVectors(root, identity, read_only=read_only)
-        self._deletion = Deletion(root, catalog, self._files, self._vectors, tiers)
+        self._parts = Parts(root, identity, catalog, self._files, self._vectors, tiers)
+        self._deletion = Deletion(self._parts)
 
     def close(self) -> None:
         """Lets go of the catalog. Snapshots that were handed out can still be read."""
@@ -331,16 +333,7 @@ class SegmentStore:
         called with how many files are read, and of how many. Of objects only the sizes are looked at, unless
         `read_objects`. ObjectStoreError when that cannot be done.
         """
-        return find_problems(
-            self.root,
-            self._catalog,
-            self._vectors,
-            self.identity,
-            stream_id,
-            on_file,
-            self._tiers,
-            read_objects=read_objects,
-        )
+        return find_problems(self._parts, stream_id, on_file, read_objects=read_objects)
 
     def repair(self, problems: Sequence[Problem]) -> list[str]:
         """Does what can be done about what `verify` found; returns what was done, a line each.
@@ -351,8 +344,7 @@ class SegmentStore:
         ObjectStoreError when the object store cannot be asked; a segment that may be there is not given up.
         """
         self._check_writable()
-        mending = Mending(self.root, self._catalog, self._files, self._vectors, self._tiers)
-        return mending.mend(problems, self.collect_orphans)
+        return Mending(self._parts).mend(problems, self.collect_orphans)
 
     # ---- inside
 

@@ -79,7 +79,7 @@ class Tiers:
         self._catalog = catalog
         self._budget = local_bytes
         self._claimed = False
-        self.disk = LocalDisk(root, local_bytes, catalog.uploaded)
+        self.disk = LocalDisk(root, local_bytes, catalog.objects.uploaded)
         self._fetching: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.Lock()
 
@@ -90,7 +90,7 @@ class Tiers:
         except ObjectStoreError as exc:
             unreachable = str(exc)
         num_local, local_bytes = self.disk.counts()
-        uploads = self._catalog.uploads()
+        uploads = self._catalog.objects.uploads()
         return TierState(self.objects.uri, num_local, local_bytes, self._budget, uploads, unreachable)
 
     def are_mine(self) -> bool:
@@ -105,7 +105,7 @@ class Tiers:
                 f"store.remote: {self.objects.uri} has the objects of store {theirs}, this is {mine}; "
                 "choose another prefix"
             )
-        if theirs is None and self._catalog.uploads().num_uploaded:
+        if theirs is None and self._catalog.objects.uploads().num_uploaded:
             raise ForeignStoreError(
                 f"{self.objects.uri_of(layout.MARKER)}: missing, though segments were uploaded; check store.remote, or "
                 f"copy {self._root / layout.MARKER} there if its objects were deleted"
@@ -132,12 +132,12 @@ class Tiers:
         failed: list[str] = []
         try:
             self._claim()
-            for path in self._catalog.removed_objects():
+            for path in self._catalog.objects.removed():
                 self.objects.delete(path)
-                self._catalog.object_is_gone(path)
+                self._catalog.objects.is_gone(path)
                 num_deleted += 1
-            total = self._catalog.num_waiting()
-            while places := self._catalog.waiting(len(failed) + _AT_ONCE)[len(failed) :]:
+            total = self._catalog.objects.num_waiting()
+            while places := self._catalog.objects.waiting(len(failed) + _AT_ONCE)[len(failed) :]:
                 for place in places:
                     try:
                         self._upload(place)
@@ -163,7 +163,7 @@ class Tiers:
         self.objects.put(place.path, data)
         if self.objects.crc32(place.path) != zlib.crc32(data):
             raise ObjectStoreError(f"{self.objects.uri_of(place.path)}: reads otherwise than it was written")
-        self._catalog.note_uploaded(place)
+        self._catalog.objects.note_uploaded(place)
 
     # ---- down
 

@@ -9,40 +9,36 @@ from typing import Literal
 
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, MissingObjectError
 from streamkv.store import durable, layout
-from streamkv.store.catalog import Catalog
 from streamkv.store.object_store import ObjectInfo
+from streamkv.store.parts import Parts
 from streamkv.store.reader import check_belongs
 from streamkv.store.records import ModelIdentity, Problem, SegmentPlace
 from streamkv.store.segment_file import SegmentFile
 from streamkv.store.tiers import Tiers
-from streamkv.store.vectors import SummaryVectors
 
 _SHOWN = 8
 
 
 def find_problems(
-    root: Path,
-    catalog: Catalog,
-    vectors: SummaryVectors,
-    identity: ModelIdentity,
+    parts: Parts,
     stream_id: str | None,
     on_file: Callable[[int, int], object] | None,
-    tiers: Tiers | None,
     *,
     read_objects: bool,
 ) -> list[Problem]:
     """See `SegmentStore.verify`."""
+    root, catalog, vectors, tiers = parts.root, parts.catalog, parts.vectors, parts.tiers
     # Files, objects and vectors before rows: what is committed in between is then known.
     present = layout.all_files(root, stream_id)
     objects = tiers.objects.listed(stream_id) if tiers is not None and tiers.are_mine() else {}
     noted = {name: vectors.noted(name) for name in layout.vectors_files(root, stream_id)}
-    uploaded, places = catalog.all_uploaded(stream_id), catalog.all_segments(stream_id)
-    removed = set(catalog.removed_objects())
+    uploaded, places = catalog.objects.all_uploaded(stream_id), catalog.all_segments(stream_id)
+    removed = set(catalog.objects.removed())
     broken: list[Problem] = []
     for i, place in enumerate(places):
         path, is_uploaded = root / place.path, place.path in uploaded
         if path.exists() or not is_uploaded or tiers is None:
-            broken += _problem(root, identity, place, is_away=is_uploaded)
+            broken += _problem(root, parts.identity, place, is_away=is_uploaded)
         if tiers is not None and is_uploaded:
             broken += _object_problem(tiers, place, objects.get(place.path), read=read_objects)
         if on_file is not None:

@@ -177,7 +177,7 @@ def test_stop_between_upload_and_its_note_uploads_again(
     with tiered.open(1) as store:
         filled(store, 2)
         with monkeypatch.context() as patch:
-            patch.setattr(store._catalog, "note_uploaded", stop)
+            patch.setattr(store._catalog.objects, "note_uploaded", stop)
             with pytest.raises(StoppedError):
                 store.offload()
         assert len(tiered.objects) == 1

@@ -81,7 +81,7 @@ class Sequence(RuleBasedStateMachine):
     def offload(self) -> None:
         try:
             assert self.store.offload().failed == ()
-            left = self.store._catalog.uploads()
+            left = self.store._catalog.objects.uploads()
             assert (left.num_waiting, left.num_removed) == (0, 0)
         except ObjectStoreError:
             assert self.away
@@ -145,7 +145,7 @@ class Sequence(RuleBasedStateMachine):
         problems = self.store.verify(read_objects=True)
         named = {problem.path for problem in problems}
         in_use = {place.path for place in self.store.segments("cam", 0, self.count)}
-        uploaded = self.store._catalog.all_uploaded()
+        uploaded = self.store._catalog.objects.all_uploaded()
         assert named == self.broken & in_use & uploaded
         self.store.repair(problems)
         self.store.offload()
@@ -157,7 +157,7 @@ class Sequence(RuleBasedStateMachine):
 
     @invariant()
     def disk_keeps_its_budget_but_for_one_file_and_what_waits(self) -> None:
-        waiting = self.store._catalog.uploads().waiting_bytes
+        waiting = self.store._catalog.objects.uploads().waiting_bytes
         assert self.local_bytes() <= BUDGET * self.one_bytes + self.one_bytes + waiting
 
     @invariant()
