@@ -22,6 +22,7 @@ from streamkv.errors import QuestionError, SegmentGoneError, StoreError
 from streamkv.latest import LatestPast
 from streamkv.memory import VideoMemory
 from streamkv.models import load_model
+from streamkv.store import Gap as StoredGap
 from streamkv.store import ModelIdentity, SegmentStore, StreamReader, StreamSnapshot
 from streamkv.types import Answer as EngineAnswer
 from streamkv.types import Segment
@@ -83,9 +84,10 @@ class Answerer:
             if on_text is not None:
                 on_text(text)
 
-        def found_now() -> tuple[EngineAnswer, AskedSpan | None]:
+        def found_now() -> tuple[EngineAnswer, AskedSpan | None, Sequence[StoredGap]]:
             memory = self._memory(query.stream_id)
-            asked = asked_span(query, memory, self.opened().stream(query.stream_id), serve)
+            record = self.opened().record(query.stream_id)  # after the memory: gaps up to its end are in it
+            asked = asked_span(query, memory, record, serve)
             found = self.engine.answer(
                 memory,
                 asked.question if asked else question,
@@ -95,17 +97,16 @@ class Answerer:
                 min_confidence=serve.min_confidence,
                 on_token=on_token,
             )
-            return found, asked
+            return found, asked, record.gaps
 
         try:
-            found, asked = found_now()
+            found, asked, noted = found_now()
         except SegmentGoneError:
             if has_begun:
                 raise
-            found, asked = found_now()  # of what retention has left
+            found, asked, noted = found_now()  # of what retention has left
         start_s, end_s = asked.span if asked else (-math.inf, math.inf)
         end_s = min(end_s, found.as_of_s)
-        noted = self.opened().stream(query.stream_id).gaps
         gaps = [gap for gap in noted if gap.start_s <= end_s and gap.end_s > start_s]
         answer = Answer(
             answer=found.text,
@@ -147,8 +148,8 @@ class Answerer:
         return memory
 
     def _past_and_latest(self, stream_id: str) -> VideoMemory:
-        reader, info = self._reader(stream_id), self.opened().stream(stream_id)
-        if self._latest is None or info.state != "ingesting":
+        reader, record = self._reader(stream_id), self.opened().record(stream_id)
+        if self._latest is None or record.state != "ingesting":
             return reader.refresh()
         segments = self._latest(stream_id, self._model.device)
         past = reader.refresh()  # second: what is committed in between is then in both, and not in neither
@@ -156,7 +157,7 @@ class Answerer:
         self._latest_pasts[stream_id] = latest_past
         if len(self._latest_pasts) > MAX_WINDOWS:
             self._latest_pasts.popitem(last=False)
-        return latest_past.joined(past, segments, str(info.config.get("guidance", "")))
+        return latest_past.joined(past, segments, str(record.config.get("guidance", "")))
 
     def _reader(self, stream_id: str) -> StreamReader:
         reader = self._readers.pop(stream_id, None) or self.opened().reader(stream_id)

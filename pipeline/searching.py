@@ -81,15 +81,17 @@ class Searcher:
         self, query: SearchQuery, skipped: dict[str, StoreError | QuestionError]
     ) -> Iterator[tuple[str, _Part]]:
         """What is looked at of each stream, by id; those where that is nothing are noted as skipped."""
-        infos = {info.stream_id: info for info in self._answerer.opened().streams()}
-        for stream_id in infos if query.streams is None else query.streams:
-            if stream_id not in infos:
+        records = {record.stream_id: record for record in self._answerer.opened().records()}
+        for stream_id in records if query.streams is None else query.streams:
+            if stream_id not in records:
                 raise UnknownStreamError(
-                    f"stream {stream_id!r}: unknown; known: {', '.join(infos) or 'none'}"
+                    f"stream {stream_id!r}: unknown; known: {', '.join(records) or 'none'}"
                 )
             try:
                 memory = self._answerer.committed(stream_id)
-                asked = asked_span(query.of(stream_id), memory, infos[stream_id], self._answerer.config.serve)
+                asked = asked_span(
+                    query.of(stream_id), memory, records[stream_id], self._answerer.config.serve
+                )
                 if asked is None:
                     yield stream_id, _Part(memory)
                 else:

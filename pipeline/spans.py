@@ -14,7 +14,7 @@ from streamkv.excerpt import Span, between
 from streamkv.live import is_live
 from streamkv.memory import VideoMemory
 from streamkv.phrases import find_phrase, phrase_span, without
-from streamkv.store import StreamInfo
+from streamkv.store import StreamRecord
 from streamkv.when import StreamClock, named_span
 
 
@@ -27,13 +27,15 @@ class AskedSpan:
     question: str  # without them
 
 
-def asked_span(query: Query, memory: VideoMemory, info: StreamInfo, config: ServeConfig) -> AskedSpan | None:
+def asked_span(
+    query: Query, memory: VideoMemory, record: StreamRecord, config: ServeConfig
+) -> AskedSpan | None:
     """What the query names, else what its question says in words; None: neither, so all of the past.
 
     Raises:
         QuestionError: it cannot be read, lies in the future, or nothing of the stream is in it.
     """
-    clock = StreamClock(memory.as_of_s, time.time(), origin_of(info), _zone(config.time_zone))
+    clock = StreamClock(memory.as_of_s, time.time(), origin_of(record), _zone(config.time_zone))
     span = named_span(query.start, query.end, clock)
     if span is not None:
         between(memory, span)
@@ -49,9 +51,9 @@ def asked_span(query: Query, memory: VideoMemory, info: StreamInfo, config: Serv
     return AskedSpan(span, phrase.words, without(query.question, phrase.words))
 
 
-def origin_of(info: StreamInfo) -> float | None:
+def origin_of(record: StreamRecord) -> float | None:
     """Seconds since 1970 at the stream's time 0; None for an archive: when it was recorded is not known."""
-    return info.created_at if info.config.get("is_live", is_live(info.uri)) else None
+    return record.created_at if record.config.get("is_live", is_live(record.uri)) else None
 
 
 def _zone(name: str) -> tzinfo:

@@ -5,7 +5,16 @@ from streamkv.store.layout import check_stream_id
 from streamkv.store.object_store import ObjectStore
 from streamkv.store.opening import is_store
 from streamkv.store.reader import StreamReader, StreamSnapshot
-from streamkv.store.records import Front, Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
+from streamkv.store.records import (
+    Front,
+    Gap,
+    ModelIdentity,
+    Problem,
+    SegmentPlace,
+    StreamInfo,
+    StreamRecord,
+    StreamState,
+)
 from streamkv.store.segment_file import SegmentFile
 from streamkv.store.segment_writer import write_segment
 from streamkv.store.store import SegmentStore
@@ -24,6 +33,7 @@ __all__ = [
     "SegmentStore",
     "StreamInfo",
     "StreamReader",
+    "StreamRecord",
     "StreamSnapshot",
     "StreamState",
     "TierState",

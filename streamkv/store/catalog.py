@@ -27,6 +27,7 @@ from streamkv.store.records import (
     Gap,
     SegmentPlace,
     StreamInfo,
+    StreamRecord,
     StreamState,
     check_not_held,
 )
@@ -190,6 +191,17 @@ class Catalog:
             return [
                 rows.info(session, row) for row in session.scalars(select(StreamRow).order_by(StreamRow.id))
             ]
+
+    def record(self, stream_id: str) -> StreamRecord:
+        """UnknownStreamError when it is not there."""
+        with self._reading() as session:
+            return rows.record(session, rows.known(session, stream_id))
+
+    def records(self) -> list[StreamRecord]:
+        """All streams, by id."""
+        with self._reading() as session:
+            streams = session.scalars(select(StreamRow).order_by(StreamRow.id))
+            return [rows.record(session, stream) for stream in streams]
 
     def set_state(self, stream_id: str, state: StreamState, detail: str) -> None:
         with self._writing() as session:

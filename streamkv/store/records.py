@@ -82,9 +82,9 @@ class Gap:
     reason: str
 
 
-@dataclass(frozen=True)
-class StreamInfo:
-    """A stream as its catalog has it at one moment."""
+@dataclass(frozen=True, kw_only=True)
+class StreamRecord:
+    """A stream as its catalog has it at one moment, without what is summed up over its segments."""
 
     stream_id: str
     uri: str = field(repr=False)  # it may hold a password
@@ -92,12 +92,6 @@ class StreamInfo:
     detail: str
     created_at: float  # seconds since 1970
     epoch: int  # of the writer that owns the stream; 0: none yet
-    num_segments: int
-    num_frames: int
-    num_source_frames: int
-    kv_bytes: int
-    file_bytes: int
-    as_of_s: float  # end of the last segment; 0.0 when there is none
     resume_s: float  # where a source continues; 0.0 when there is no segment
     next_segment_no: int
     gaps: tuple[Gap, ...] = ()
@@ -108,6 +102,18 @@ class StreamInfo:
     def check_not_held(self) -> None:
         """LegalHoldError when nothing of the stream may be deleted."""
         check_not_held(self.stream_id, self.legal_hold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamInfo(StreamRecord):
+    """The same with what its segments are together; that takes a look at each of their rows."""
+
+    num_segments: int
+    num_frames: int
+    num_source_frames: int
+    kv_bytes: int
+    file_bytes: int
+    as_of_s: float  # end of the last segment; 0.0 when there is none
 
 
 def check_not_held(stream_id: str, legal_hold: str) -> None:

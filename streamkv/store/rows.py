@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from streamkv.config import RetentionConfig
 from streamkv.errors import FencedError, UnknownStreamError
 from streamkv.store import migrations
-from streamkv.store.records import Gap, ModelIdentity, SegmentPlace, StreamInfo, StreamState
+from streamkv.store.records import Gap, ModelIdentity, SegmentPlace, StreamInfo, StreamRecord
 from streamkv.store.tables import GapRow, SegmentRow, StoreRow, StreamRow
 from streamkv.types import Geometry
 
@@ -158,6 +158,10 @@ def unknown(session: Session, stream_id: str) -> UnknownStreamError:
     return UnknownStreamError(f"stream {stream_id!r}: unknown; known: {known or 'none yet'}")
 
 
+def record(session: Session, stream: StreamRow) -> StreamRecord:
+    return StreamRecord(**_fields(session, stream))
+
+
 def info(session: Session, stream: StreamRow) -> StreamInfo:
     sums = select(
         func.count(),
@@ -168,26 +172,33 @@ def info(session: Session, stream: StreamRow) -> StreamInfo:
         func.coalesce(func.max(SegmentRow.end_s), 0.0),
     ).where(SegmentRow.stream_id == stream.id)
     count, frames, source_frames, kv_bytes, file_bytes, as_of_s = session.execute(sums).one()
-    gaps = session.scalars(
-        select(GapRow).where(GapRow.stream_id == stream.id).order_by(GapRow.start_s, GapRow.end_s)
-    )
     return StreamInfo(
-        stream_id=stream.id,
-        uri=stream.uri,
-        state=cast(StreamState, stream.state),
-        detail=stream.detail,
-        created_at=stream.created_at,
-        epoch=stream.epoch,
-        tenant=stream.tenant,
-        legal_hold=stream.legal_hold,
+        **_fields(session, stream),
         num_segments=count,
         num_frames=int(frames),  # PostgreSQL sums BIGINT to NUMERIC
         num_source_frames=int(source_frames),
         kv_bytes=int(kv_bytes),
         file_bytes=int(file_bytes),
         as_of_s=as_of_s,
-        resume_s=stream.resume_s,
-        next_segment_no=stream.next_segment_no,
-        gaps=tuple(Gap(row.start_s, row.end_s, row.reason) for row in gaps),
-        config=stream.config,
     )
+
+
+def _fields(session: Session, stream: StreamRow) -> dict[str, Any]:
+    """Of a `StreamRecord`."""
+    gaps = session.scalars(
+        select(GapRow).where(GapRow.stream_id == stream.id).order_by(GapRow.start_s, GapRow.end_s)
+    )
+    return {
+        "stream_id": stream.id,
+        "uri": stream.uri,
+        "state": stream.state,
+        "detail": stream.detail,
+        "created_at": stream.created_at,
+        "epoch": stream.epoch,
+        "resume_s": stream.resume_s,
+        "next_segment_no": stream.next_segment_no,
+        "gaps": tuple(Gap(row.start_s, row.end_s, row.reason) for row in gaps),
+        "config": stream.config,
+        "tenant": stream.tenant,
+        "legal_hold": stream.legal_hold,
+    }

@@ -27,7 +27,16 @@ from streamkv.store.object_store import ObjectStore
 from streamkv.store.opening import open_catalog
 from streamkv.store.parts import Parts
 from streamkv.store.reader import SegmentFiles, StreamReader
-from streamkv.store.records import Front, Gap, ModelIdentity, Problem, SegmentPlace, StreamInfo, StreamState
+from streamkv.store.records import (
+    Front,
+    Gap,
+    ModelIdentity,
+    Problem,
+    SegmentPlace,
+    StreamInfo,
+    StreamRecord,
+    StreamState,
+)
 from streamkv.store.retention import due
 from streamkv.store.segment_file import SegmentFile
 from streamkv.store.tiers import Offloaded, Tiers, TierState
@@ -158,6 +167,14 @@ class SegmentStore:
     def stream(self, stream_id: str) -> StreamInfo:
         """UnknownStreamError when there is none of that id."""
         return self._catalog.streams(stream_id)[0]
+
+    def record(self, stream_id: str) -> StreamRecord:
+        """As `stream`, but for what is summed up over its segments: however many there are, it is quick."""
+        return self._catalog.record(stream_id)
+
+    def records(self) -> list[StreamRecord]:
+        """All streams, by id; as `record`."""
+        return self._catalog.records()
 
     def set_state(self, stream_id: str, state: StreamState, detail: str = "") -> None:
         self._check_writable()
