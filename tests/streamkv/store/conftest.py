@@ -7,6 +7,7 @@ import pytest
 from postgres_server import PostgresServer, postgres_programs, postgres_server
 from s3_server import S3Server, s3_server
 from store_samples import IDENTITY
+from tiered_store import Tiered
 
 from streamkv.store import SegmentStore
 
@@ -41,3 +42,12 @@ def store(tmp_path: Path, catalog_url: str) -> Iterator[SegmentStore]:
     with SegmentStore.open(tmp_path / "root", catalog_url=catalog_url, identity=IDENTITY) as opened:
         opened.add_stream("cam", "file:cam.mp4", {"sample_fps": 0.5})
         yield opened
+
+
+@pytest.fixture
+def tiered(s3: S3Server, tmp_path: Path, catalog_url: str) -> Tiered:
+    """A new store with a stream `cam`."""
+    made = Tiered(s3, tmp_path / "root", catalog_url)
+    with made.open() as store:
+        store.add_stream("cam", "file:cam.mp4")
+    return made
