@@ -11,8 +11,8 @@ from actors.messages import StreamSpec
 from actors.timing import StageClock
 from actors.views import GapView, LiveView
 from streamkv.errors import SourceError
+from streamkv.grid import OnGap
 from streamkv.types import Frame
-from streamkv.video import OnGap
 
 MAX_QUEUE_BYTES = 64_000_000
 """Decoded frames of one stream that may wait; a 4K frame takes 25 MB, so a count alone bounds little."""

@@ -18,9 +18,9 @@ from actors.feed import Feed
 from actors.messages import StreamSpec
 from actors.timing import StageClock
 from actors.views import LiveView
+from streamkv.grid import OnGap
 from streamkv.live import LiveFrame, LiveSource
 from streamkv.types import Frame
-from streamkv.video import OnGap
 
 MAX_THINNING = 8
 """The rate falls to this part of what is configured, and no further."""

@@ -13,12 +13,12 @@ from actors.decode_encode import DecodeParts
 from actors.messages import StreamSpec
 from actors.prefill import PrefillParts
 from streamkv.config import PipelineConfig, SourceConfig
+from streamkv.grid import OnGap
 from streamkv.live import LiveSource
 from streamkv.memory import VideoMemory
 from streamkv.sources import sample_archive
 from streamkv.store import ModelIdentity, SegmentStore
 from streamkv.types import Frame
-from streamkv.video import OnGap
 
 
 def load_decode_parts(config: PipelineConfig) -> DecodeParts:

@@ -35,7 +35,7 @@ from streamkv.errors import (
 )
 from streamkv.store import StreamInfo
 from streamkv.store.layout import check_stream_id
-from streamkv.video import redact_uri
+from streamkv.uris import redact_uri
 
 BUSY_S, IDLE_S = 0.2, 1.0
 """Time between two looks at the workers, while streams are ingested and while none is."""

@@ -26,19 +26,12 @@ from fractions import Fraction
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
+from streamkv.decoding import Picture, Source, pick_video, strerror
 from streamkv.errors import SourceError
+from streamkv.grid import NEAR_S, Grid, OnGap
 from streamkv.types import Frame
-from streamkv.video import (
-    NEAR_S,
-    Grid,
-    OnGap,
-    Picture,
-    Source,
-    VideoInfo,
-    pick_video,
-    redact_uri,
-    strerror,
-)
+from streamkv.uris import redact_uri
+from streamkv.video import VideoInfo
 
 Clock = Literal["sender", "arrival"]
 """Whose wall clock dates a frame: the source's own (RTP sender reports), or ours when the picture arrived."""

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from streamkv.errors import SourceError
+from streamkv.grid import OnGap
 from streamkv.live import is_live, probe_live
 from streamkv.types import Frame
-from streamkv.video import OnGap, VideoInfo, probe, sample_frames
+from streamkv.video import VideoInfo, probe, sample_frames
 
 VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .h264 .h265 .hevc .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()

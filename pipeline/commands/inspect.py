@@ -120,7 +120,7 @@ def _inspect(config: PipelineConfig, stream_id: str, question: str, *, video: bo
     from streamkv.inspection import Inspection, MissingFootage, view_question, view_segments
     from streamkv.models import load_model
     from streamkv.store import ModelIdentity, SegmentStore
-    from streamkv.video import redact_uri
+    from streamkv.uris import redact_uri
 
     if question:
         question = check_question(question, config.serve.max_question_chars)
@@ -195,7 +195,8 @@ def why_unreadable(uri: str) -> str:
     """Why a source's footage cannot be had again; empty when it can be tried."""
     from streamkv.live import is_live
     from streamkv.sources import as_folder
-    from streamkv.video import probe, redact_uri
+    from streamkv.uris import redact_uri
+    from streamkv.video import probe
 
     if is_live(uri):
         return f"{redact_uri(uri)} is a live source, whose past cannot be read again"

@@ -23,11 +23,12 @@ from actors.store_actor import StoreActor
 from actors.supervisor import Supervisor
 from actors.views import GapView
 from streamkv.config import PipelineConfig, SegmentConfig, SourceConfig, StoreConfig
+from streamkv.grid import OnGap
 from streamkv.memory import VideoMemory
 from streamkv.segmentation import Segmenter
 from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore
 from streamkv.types import Frame, Geometry, Segment, SegmentKV
-from streamkv.video import OnGap, VideoInfo
+from streamkv.video import VideoInfo
 
 GEOMETRY = Geometry(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, hidden_dim=16, frame_tokens=3)
 IDENTITY = ModelIdentity("fake", GEOMETRY, "float32")

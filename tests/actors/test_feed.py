@@ -10,8 +10,8 @@ from stage import Footage, wait_until
 from actors.feed import MAX_QUEUE_BYTES, Feed
 from actors.messages import StreamSpec
 from actors.timing import StageClock
+from streamkv.grid import OnGap
 from streamkv.types import Frame
-from streamkv.video import OnGap
 
 
 def feed_of(length: int, footage: Footage, queue_frames: int = 4) -> Feed:

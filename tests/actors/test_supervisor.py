@@ -14,9 +14,9 @@ from actors.failures import NotReadyError
 from actors.messages import StreamSpec
 from streamkv.config import CompressConfig, MethodConfig, PoolConfig
 from streamkv.errors import ConfigError, StreamExistsError, StreamIdError, UnknownStreamError
+from streamkv.grid import OnGap
 from streamkv.store import SegmentStore
 from streamkv.types import Frame
-from streamkv.video import OnGap
 
 
 def test_streams_are_added_while_others_run_and_come_to_their_end(stage: Stage) -> None:

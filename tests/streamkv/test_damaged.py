@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from damage import CORPUS, RATE, SECONDS, TEN_HOURS_S, Damaged, base, bomb, transport
 
+from streamkv.decoding import MAX_JUMP_S, MAX_STATED_S, Source
 from streamkv.errors import SourceError
 from streamkv.sources import probe_source, sample_archive
 from streamkv.types import Frame
-from streamkv.video import MAX_JUMP_S, MAX_STATED_S, Source
 
 FPS = 2.0
 MAX_PICTURES = max(10 * RATE * SECONDS, TEN_HOURS_S // 8)

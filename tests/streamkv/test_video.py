@@ -11,7 +11,8 @@ from clips import SIDE, steady, write_clip
 
 from streamkv.errors import SourceError
 from streamkv.types import Frame
-from streamkv.video import probe, redact_uri, sample_frames
+from streamkv.uris import redact_uri
+from streamkv.video import probe, sample_frames
 
 
 def shade(frame: Frame) -> float:
@@ -78,7 +79,7 @@ def test_a_resume_yields_the_very_frames_of_an_unbroken_run(tmp_path: Path, name
 def test_a_seek_that_lands_too_late_is_made_good(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An index may lead past the wanted time; then the source is decoded from its beginning."""
     whole = list(sample_frames(str(clip), 2.0))
-    monkeypatch.setattr("streamkv.video.SEEK_MARGIN_S", -4.0)
+    monkeypatch.setattr("streamkv.decoding.SEEK_MARGIN_S", -4.0)
     for cut in range(len(whole)):
         resumed = list(sample_frames(str(clip), 2.0, start_s=whole[cut].start_s))
         assert [f.start_s for f in resumed] == [f.start_s for f in whole[cut:]]
