@@ -12,7 +12,7 @@ picture's tokens. A segment adds its summary frame and the guidance prompt.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -148,27 +148,29 @@ class Plan:
 
 
 def figures(method: MethodConfig, utilisation: float) -> list[Figure]:
-    rows: list[tuple[str, str, float]] = []
-    for name, decoder in MODELS.items():
-        plan = Plan(decoder, method, utilisation)
-        rows += [
-            ("tower_tflop_per_frame", "10^12", plan.tower.flops / 1e12),
-            ("tflop_per_frame", "10^12", plan.frame_flops / 1e12),
-            ("frames_per_s_at_peak", "frames/s", plan.frames_per_s / utilisation),
-            ("frames_per_s", "frames/s", plan.frames_per_s),
-            ("weights_gb", "GB", plan.weight_bytes / 1e9),
-            ("kv_mb_per_frame", "MB", decoder.token_bytes * decoder.geometry.frame_tokens / 1e6),
-            ("window_mb_per_stream", "MB", plan.window_bytes / 1e6),
-            ("windows_that_fit", "streams", plan.windows),
-        ]
-        for fps in (0.5, 1.0):
-            rows.append((f"streams_at_{fps:g}_fps", "streams", plan.streams(fps)))
-        for codec in CODECS:
-            hour = 3600 * plan.stored_bytes(codec)
-            rows.append((f"gb_per_hour_at_1_fps_{codec}", "GB", hour / 1e9))
-            rows.append((f"disk_mb_per_s_{codec}", "MB/s", plan.streams(1.0) * hour / 3600 / 1e6))
-        rows = [(title if " " in title else f"{name} {title}", unit, value) for title, unit, value in rows]
-    return [Figure(title, unit, (value,)) for title, unit, value in rows]
+    return [
+        Figure(f"{name} {title}", unit, (value,))
+        for name, decoder in MODELS.items()
+        for title, unit, value in rows(Plan(decoder, method, utilisation))
+    ]
+
+
+def rows(plan: Plan) -> Iterator[tuple[str, str, float]]:
+    decoder = plan.decoder
+    yield "tower_tflop_per_frame", "10^12", plan.tower.flops / 1e12
+    yield "tflop_per_frame", "10^12", plan.frame_flops / 1e12
+    yield "frames_per_s_at_peak", "frames/s", plan.frames_per_s / plan.utilisation
+    yield "frames_per_s", "frames/s", plan.frames_per_s
+    yield "weights_gb", "GB", plan.weight_bytes / 1e9
+    yield "kv_mb_per_frame", "MB", decoder.token_bytes * decoder.geometry.frame_tokens / 1e6
+    yield "window_mb_per_stream", "MB", plan.window_bytes / 1e6
+    yield "windows_that_fit", "streams", plan.windows
+    for fps in (0.5, 1.0):
+        yield f"streams_at_{fps:g}_fps", "streams", plan.streams(fps)
+    for codec in CODECS:
+        hour = 3600 * plan.stored_bytes(codec)
+        yield f"gb_per_hour_at_1_fps_{codec}", "GB", hour / 1e9
+        yield f"disk_mb_per_s_{codec}", "MB/s", plan.streams(1.0) * hour / 3600 / 1e6
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

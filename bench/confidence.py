@@ -14,26 +14,21 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from bench import worlds
 from bench.machine import Figure, machine, report
 from pipeline.settings import load_settings
 from streamkv.confidence import Signs, confidence, fit
 from streamkv.config import ConfidenceConfig, PipelineConfig
 from streamkv.engine import Engine
-from streamkv.evaluation.runner import encode_video
-from streamkv.memory import InMemoryVideo
 from streamkv.models import load_model
-from streamkv.segmentation import Segmenter
-from streamkv.townsquare import Question, World, is_correct, make_questions, make_world, write_video
+from streamkv.townsquare import Question, World, is_correct, make_questions, make_world
 
-VIDEO_FPS = 2
 MAX_NEW_TOKENS = 8
 THRESHOLDS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8)
 ELSEWHERE = 77_777
@@ -71,16 +66,8 @@ def outcomes(config: PipelineConfig, minutes: float, seeds: Sequence[int], count
     model = load_model(config.model)
     engine = Engine(model, config.method)
     for seed in seeds:
-        world = make_world(seed, minutes)
-        with tempfile.TemporaryDirectory() as folder:
-            write_video(world, Path(folder) / "world.mp4", fps=VIDEO_FPS)
-            seen = encode_video(model, Path(folder) / "world.mp4", config.source.sample_fps)
-        memory, window = InMemoryVideo(model.geometry), engine.open_window()
-        segmenter = Segmenter(config.method.segment)
-        pushed = (segmenter.push(f, *span) for f, span in zip(seen.features_FND, seen.spans_s, strict=True))
-        for segment in [*pushed, segmenter.flush()]:
-            if segment is not None:
-                memory.add(engine.prefill(window, segment))
+        world, seen = worlds.show(model, seed, minutes, config.source.sample_fps)
+        memory = worlds.remember(engine, worlds.prefilled(engine, seen))
         asked = [(q, True) for q in make_questions(world, count, seed)]
         asked += [(q, False) for q in absent(world, seed, count)]
         for question, has_answer in asked:

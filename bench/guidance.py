@@ -12,26 +12,22 @@ another kind (`other`). The same model, the same frames and the same number of b
 
 from __future__ import annotations
 
-import argparse
 import re
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from bench import worlds
 from bench.machine import Figure, machine, report
 from pipeline.settings import load_settings
 from streamkv.config import PipelineConfig
 from streamkv.engine import Engine
-from streamkv.evaluation.runner import EncodedVideo, encode_video
-from streamkv.memory import InMemoryVideo
+from streamkv.evaluation.runner import EncodedVideo
 from streamkv.models import load_model
-from streamkv.segmentation import Segmenter
-from streamkv.townsquare import Question, World, is_correct, make_questions, make_world, write_video
+from streamkv.townsquare import Question, World, is_correct, make_questions
 from streamkv.townsquare.script import KINDS
 
 SETTINGS = (  # a segment holds about three scenes, and a layer keeps one frame in five of it
@@ -40,7 +36,6 @@ SETTINGS = (  # a segment holds about three scenes, and a layer keeps one frame 
     "method.compress.keep_ratio=0.2",
 )
 ASKED = ("colour", "place")
-VIDEO_FPS = 2
 QUESTIONS = 400  # drawn for each world; those about one kind are few of them
 MAX_NEW_TOKENS = 4
 
@@ -73,16 +68,15 @@ def shows(world: World, span_s: tuple[float, float], kind: str) -> bool:
 def keep(
     engine: Engine, world: World, seen: EncodedVideo, kind: str, guidance: str, questions: Sequence[Question]
 ) -> Kept:
-    memory, window = InMemoryVideo(engine.model.geometry), engine.open_window()
-    segmenter, shown = Segmenter(engine.method.segment), list[bool]()
-    pushed = (segmenter.push(f, *span) for f, span in zip(seen.features_FND, seen.spans_s, strict=True))
-    for segment in [*pushed, segmenter.flush()]:
-        if segment is not None:
-            kv = engine.prefill(window, segment, guidance)
-            memory.add(kv)
-            for blocks in kv.layers:
-                spans = zip(blocks.frame_ids, blocks.spans_s, strict=True)
-                shown += [shows(world, span, kind) for i, span in spans if i < kv.num_frames]
+    segments = list(worlds.prefilled(engine, seen, guidance))
+    memory = worlds.remember(engine, iter(segments))
+    shown = [
+        shows(world, span, kind)
+        for kv in segments
+        for blocks in kv.layers
+        for i, span in zip(blocks.frame_ids, blocks.spans_s, strict=True)
+        if i < kv.num_frames
+    ]
     answers = [engine.answer(memory, q.question, max_new_tokens=MAX_NEW_TOKENS).text for q in questions]
     return Kept(
         statistics.mean(shown),
@@ -97,10 +91,7 @@ def measure(config: PipelineConfig, minutes: float, seeds: Sequence[int]) -> lis
     engine = Engine(model, config.method)
     runs: dict[str, list[float]] = {}
     for seed in seeds:
-        world = make_world(seed, minutes)
-        with tempfile.TemporaryDirectory() as folder:
-            write_video(world, Path(folder) / "world.mp4", fps=VIDEO_FPS)
-            seen = encode_video(model, Path(folder) / "world.mp4", config.source.sample_fps)
+        world, seen = worlds.show(model, seed, minutes, config.source.sample_fps)
         questions = make_questions(world, QUESTIONS, seed)
         found: dict[str, list[float]] = {}
         for kind in KINDS:
@@ -125,16 +116,10 @@ def measure(config: PipelineConfig, minutes: float, seeds: Sequence[int]) -> lis
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.guidance", description=__doc__.partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=4.0)
-    parser.add_argument("--worlds", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=300)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("overrides", nargs="*", help="settings a.b=c")
-    given = parser.parse_args(arguments)
+    given = worlds.parser("bench.guidance", __doc__, minutes=4, worlds=6).parse_args(arguments)
     facts = machine()
     config = load_settings("demo", [*SETTINGS, *given.overrides])
-    figures = measure(config, given.minutes, range(given.seed, given.seed + given.worlds))
+    figures = measure(config, given.minutes, worlds.seeds_of(given))
     report(figures, facts, as_json=given.json)
 
 

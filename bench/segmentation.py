@@ -11,24 +11,20 @@ Worlds say where their cuts are. Of the pairs of neighbouring frames, for each s
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from bench import worlds
 from bench.machine import Figure, machine, report
 from pipeline.settings import load_settings
 from streamkv.config import PipelineConfig
-from streamkv.evaluation.runner import EncodedVideo, encode_video
+from streamkv.evaluation.runner import EncodedVideo
 from streamkv.models import load_model
 from streamkv.segmentation import SIMILARITIES
-from streamkv.townsquare import World, make_world, write_video
-
-VIDEO_FPS = 2
+from streamkv.townsquare import World
 
 
 def cuts_of(world: World, seen: EncodedVideo) -> np.ndarray:
@@ -51,10 +47,7 @@ def measure(config: PipelineConfig, minutes: float, seeds: Sequence[int]) -> lis
     model = load_model(config.model)
     runs: dict[str, list[float]] = {}
     for seed in seeds:
-        world = make_world(seed, minutes)
-        with tempfile.TemporaryDirectory() as folder:
-            write_video(world, Path(folder) / "world.mp4", fps=VIDEO_FPS)
-            seen = encode_video(model, Path(folder) / "world.mp4", config.source.sample_fps)
+        world, seen = worlds.show(model, seed, minutes, config.source.sample_fps)
         is_cut = cuts_of(world, seen)
         pairs = list(pairwise(seen.features_FND))
         for name, similarity in SIMILARITIES.items():
@@ -68,18 +61,10 @@ def measure(config: PipelineConfig, minutes: float, seeds: Sequence[int]) -> lis
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.segmentation", description=__doc__.partition("\n")[0]
-    )
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--worlds", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=300)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("overrides", nargs="*", help="settings a.b=c")
-    given = parser.parse_args(arguments)
+    given = worlds.parser("bench.segmentation", __doc__, minutes=10, worlds=4).parse_args(arguments)
     facts = machine()
     config = load_settings("demo", given.overrides)
-    figures = measure(config, given.minutes, range(given.seed, given.seed + given.worlds))
+    figures = measure(config, given.minutes, worlds.seeds_of(given))
     report(figures, facts, as_json=given.json)
 
 

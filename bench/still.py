@@ -11,7 +11,6 @@ each sampled frame, which is as busy as a video can be. Each goes through the me
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench import worlds
 from bench.machine import Figure, machine, report
 from pipeline.settings import load_settings
 from streamkv.config import PipelineConfig
@@ -123,16 +123,10 @@ def measure(config: PipelineConfig, still_minutes: float, seeds: Sequence[int]) 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.still", description=__doc__.partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=60.0, help="of the still video")
-    parser.add_argument("--worlds", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=300)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("overrides", nargs="*", help="settings a.b=c")
-    given = parser.parse_args(arguments)
+    given = worlds.parser("bench.still", __doc__, minutes=60, worlds=3).parse_args(arguments)
     facts = machine()
     config = load_settings("demo", given.overrides)
-    figures = measure(config, given.minutes, range(given.seed, given.seed + given.worlds))
+    figures = measure(config, given.minutes, worlds.seeds_of(given))
     report(figures, facts, as_json=given.json)
 
 

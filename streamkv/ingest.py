@@ -14,9 +14,9 @@ from torch import Tensor
 
 from streamkv.engine import Engine
 from streamkv.models.base import VideoLLM
-from streamkv.segmentation import Segmenter
+from streamkv.segmentation import segments_of
 from streamkv.store import SegmentStore, write_segment
-from streamkv.types import Frame, Segment
+from streamkv.types import Frame
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def ingest(
     epoch, window = store.begin_writing(stream_id), engine.open_window()
     num_frames = num_segments = 0
     begun, prefill_s = time.perf_counter(), 0.0
-    for segment in _segments(engine, frames, batch_frames):
+    encoded = ((f, frame.start_s, frame.end_s) for frame, f in encode(engine.model, frames, batch_frames))
+    for segment in segments_of(engine.method.segment, encoded):
         closed = time.perf_counter()
         kv = engine.prefill(window, segment)
         store.commit(write_segment(store.root, store.identity, stream_id, epoch, kv, codec))
@@ -61,14 +62,3 @@ def ingest(
         num_segments += 1
         prefill_s += time.perf_counter() - closed
     return IngestCost(num_frames, num_segments, time.perf_counter() - begun - prefill_s, prefill_s)
-
-
-def _segments(engine: Engine, frames: Iterable[Frame], batch_frames: int) -> Iterator[Segment]:
-    segmenter = Segmenter(engine.method.segment)
-    for frame, features_ND in encode(engine.model, frames, batch_frames):
-        segment = segmenter.push(features_ND, frame.start_s, frame.end_s)
-        if segment is not None:
-            yield segment
-    last = segmenter.flush()
-    if last is not None:
-        yield last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -213,3 +213,15 @@ class Segmenter:
         if self._first_ND is not None and limit_s > 0:
             limit_s = max(limit_s, self._config.still_seconds)
         return 0 < limit_s <= span_s or self._policy.ends_after(self._frames)
+
+
+def segments_of(config: SegmentConfig, frames: Iterable[tuple[Tensor, float, float]]) -> Iterator[Segment]:
+    """All segments of a stream that ends, from each frame's features (N, D), start_s and end_s."""
+    segmenter = Segmenter(config)
+    for features_ND, start_s, end_s in frames:
+        closed = segmenter.push(features_ND, start_s, end_s)
+        if closed is not None:
+            yield closed
+    last = segmenter.flush()
+    if last is not None:
+        yield last
