@@ -15,8 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.video_answerer import load_quietly
+from pipeline.model_identity import gpus, identify
 from pipeline.settings import load_settings
-from streamkv.config import CONFIG_ROOT, PipelineConfig, preset_names
+from streamkv.config import CONFIG_ROOT, ModelConfig, PipelineConfig, preset_names
 from streamkv.errors import ConfigError, StreamKVError
 from streamkv.evaluation.report import read_answers, write_answers
 from streamkv.evaluation.runner import AnswerRow, Variant, encoded, run_video, unanswered
@@ -103,7 +105,7 @@ def plan(
     config: PipelineConfig, suites: Iterable[Suite], variants: Sequence[Variant], out: Path
 ) -> list[Part]:
     """Every pair, with the file that its answers go to. Needs a Ray that is up."""
-    fingerprint = _fingerprint(config)
+    fingerprint = identify(config.model).fingerprint
     parts = []
     for suite in suites:
         for video in suite.videos():
@@ -163,19 +165,7 @@ def _task(config: PipelineConfig, function: Callable[..., Any]) -> Any:
     """What runs the model: where it is, with the GPU if it wants one, which Ray hides from who does not ask."""
     import ray
 
-    gpus = int(config.model.device.startswith("cuda"))
-    return ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(function)
-
-
-def _fingerprint(config: PipelineConfig) -> str:
-    import ray
-
-    found = ray.get(_task(config, _load_fingerprint).remote(_as_key(config)))
-    return str(found)
-
-
-def _load_fingerprint(model_config: str) -> str:
-    return _model(model_config).fingerprint
+    return ray.remote(num_cpus=1, num_gpus=gpus(config.model), max_retries=1)(function)
 
 
 def _as_key(config: PipelineConfig) -> str:
@@ -185,15 +175,10 @@ def _as_key(config: PipelineConfig) -> str:
 @lru_cache(maxsize=1)
 def _model(model_config: str) -> VideoLLM:
     import torch
-    from transformers.utils.logging import disable_progress_bar
 
-    from streamkv.config import ModelConfig
-    from streamkv.models import load_model
-
-    disable_progress_bar()  # the evaluation has its own
     config = ModelConfig(**json.loads(model_config))
     torch.set_num_threads(max(1, config.threads))
-    return load_model(config)
+    return load_quietly(config)
 
 
 def _prepare(suite: Suite, video: EvalVideo, model_config: str, sample_fps: float, cache: str) -> str:

@@ -12,23 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.video_answerer import Answered, VideoAnswerer, VideoQuestions, load_quietly
+from actors.video_answerer import Answered, VideoAnswerer, VideoQuestions
 from pipeline.batch.footage import Footage, open_footage
 from pipeline.batch.journal import Journal, remove_journal
 from pipeline.batch.output import check_columns, read_previous, write_output
 from pipeline.batch.plan import Plan, group, make_plan
 from pipeline.batch.question_log import QuestionLog, read_log
-from streamkv.config import ModelConfig, PipelineConfig
+from pipeline.model_identity import gpus, identify
+from streamkv.config import PipelineConfig
 from streamkv.engine import check_question
 from streamkv.errors import BatchError
-from streamkv.store import ModelIdentity
 
 CHUNK = 32
 """Questions about a video that are written down together: what a kill loses, for each worker."""
 MAX_GROUPS_APART = 4096
 """Groups that Ray Data schedules one by one; of more, some go together."""
-LOAD_S = 1800.0
-"""How long a model may take to load."""
 
 OnAnswers = Callable[[int, int, str], None]
 """Hears how many questions are done, of how many, and about what."""
@@ -78,7 +76,7 @@ def run_batch(inputs: Inputs, journal: Journal, *, workers: int, on_answers: OnA
         BatchError: the output cannot be written.
     """
     config = inputs.footage.config
-    identity = _identity(config.model)
+    identity = identify(config.model)
     inputs.footage.check(identity)
     plan = make_plan(inputs.log.rows, inputs.footage, config, identity.fingerprint)
     questions, previous = plan.questions, read_previous(inputs.out) | journal.answers
@@ -94,27 +92,6 @@ def run_batch(inputs: Inputs, journal: Journal, *, workers: int, on_answers: OnA
     write_output(inputs.out, inputs.log, plan, answers, model=identity.fingerprint, preset=config.preset)
     remove_journal(inputs.out)
     return Outcome(plan, answers, found)
-
-
-def _identity(config: ModelConfig) -> ModelIdentity:
-    """On a GPU in a process that ends at once, so that its memory is then free for the workers."""
-    import ray
-
-    from actors.remote import wait_for  # it imports ray, which must come after its settings (`local_ray`)
-
-    if not _gpus(config):
-        return _load_identity(config)
-    identify = ray.remote(num_cpus=1, num_gpus=_gpus(config), max_calls=1, max_retries=1)(_load_identity)
-    identity: ModelIdentity = wait_for(identify.remote(config), LOAD_S)
-    return identity
-
-
-def _load_identity(config: ModelConfig) -> ModelIdentity:
-    return ModelIdentity.of(load_quietly(config))
-
-
-def _gpus(config: ModelConfig) -> int:
-    return int(config.device.startswith("cuda"))  # Ray hides GPUs from a worker that does not ask for one
 
 
 def _answered(
@@ -145,7 +122,7 @@ def _through_ray_data(
     import ray
     from ray.data import ActorPoolStrategy
 
-    size = min(workers or _room(_gpus(config.model)), len(groups))
+    size = min(workers or _room(gpus(config.model)), len(groups))
     with _settings():
         rows = [{"questions": questions.to_json()} for questions in groups]
         dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_GROUPS_APART))
@@ -156,7 +133,7 @@ def _through_ray_data(
             # One task at a time for each worker: none waits behind a long video while another worker idles.
             compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
-            num_gpus=_gpus(config.model),
+            num_gpus=gpus(config.model),
         )
         for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
             for text in batch["answers"]:
@@ -177,9 +154,9 @@ def _settings() -> Iterator[None]:
         yield
 
 
-def _room(gpus: int) -> int:
+def _room(num_gpus: int) -> int:
     """Workers that the cluster holds."""
     import ray
 
     found: dict[str, Any] = ray.cluster_resources()
-    return max(1, int(found.get("GPU", 0) if gpus else found.get("CPU", 1)))
+    return max(1, int(found.get("GPU", 0) if num_gpus else found.get("CPU", 1)))
