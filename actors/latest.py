@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from actors.failures import WorkerLostError
-from actors.handles import CONTROL_S
 from actors.remote import wait_for
 from actors.spawn import find_supervisor
 from streamkv.types import Segment
+
+FIND_S = 2.0
+"""To learn where the stream is decoded: somebody waits for an answer, which is good without it too."""
 
 
 def latest_segments(stream_id: str, device: torch.device) -> list[Segment]:
@@ -18,7 +20,7 @@ def latest_segments(stream_id: str, device: torch.device) -> list[Segment]:
     of when.
     """
     try:
-        decoder = wait_for(find_supervisor().decoder_of.remote(stream_id), CONTROL_S)
+        decoder = wait_for(find_supervisor().decoder_of.remote(stream_id), FIND_S)
         messages = decoder.latest(stream_id) if decoder is not None else []
     except (ValueError, WorkerLostError, TimeoutError):  # ValueError: there is no supervisor
         return []

@@ -167,6 +167,16 @@ class RetrieveConfig:
                     self.candidate_segments,
                     ">= 0",
                 ),
+                _need(self.agree_segments >= 1, "retrieve.agree_segments", self.agree_segments, ">= 1"),
+                *(
+                    _need(0 <= value <= 1, f"retrieve.{name}", value, "0 to 1")
+                    for name, value in (
+                        ("agree_share", self.agree_share),
+                        ("cover_share", self.cover_share),
+                        ("cover_gain", self.cover_gain),
+                    )
+                ),
+                _need(self.cover_above >= 0, "retrieve.cover_above", self.cover_above, ">= 0"),
             ]
         )
 
@@ -370,7 +380,16 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         allowed = "an IANA time zone, such as UTC or Europe/Berlin"
-        _check([_need(_is_zone(self.time_zone), "serve.time_zone", self.time_zone, allowed)])
+        _check(
+            [
+                _need(_is_zone(self.time_zone), "serve.time_zone", self.time_zone, allowed),
+                _need(self.replicas >= 1, "serve.replicas", self.replicas, ">= 1"),
+                _need(self.timeout_s > 0, "serve.timeout_s", self.timeout_s, "> 0"),
+                _need(self.max_new_tokens >= 1, "serve.max_new_tokens", self.max_new_tokens, ">= 1"),
+                _need(self.max_queued >= 1, "serve.max_queued", self.max_queued, ">= 1"),
+                _need(0 <= self.min_confidence <= 1, "serve.min_confidence", self.min_confidence, "0 to 1"),
+            ]
+        )
 
 
 def _is_zone(name: str) -> bool:

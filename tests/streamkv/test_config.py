@@ -50,6 +50,27 @@ def test_an_unknown_key_is_named() -> None:
         load_config(overrides=["method.n_loca1=3"])
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "serve.min_confidence=1.5",
+        "serve.replicas=0",
+        "serve.timeout_s=0",
+        "serve.max_queued=0",
+        "serve.max_new_tokens=0",
+        "method.retrieve.agree_segments=0",
+        "method.retrieve.cover_share=-0.1",
+        "method.retrieve.cover_gain=2",
+        "method.retrieve.cover_above=-1",
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_is_allowed(wrong: str) -> None:
+    key, _, value = wrong.partition("=")
+    name = key.removeprefix("method.")
+    with pytest.raises(ConfigError, match=rf"{name}: got {value}(\.0)?, allowed "):
+        load_config(overrides=[wrong])
+
+
 PAPER_AND_CODE = {  # ALGORITHM.md, section 8; and what both share, from sections 2 and 3
     "n_local": (15_000, 15_000),
     "segment.policy": ("semantic", "semantic"),
