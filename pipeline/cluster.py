@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ def local_ray(config: PipelineConfig, temp: Path) -> Iterator[None]:
         RAY_USAGE_STATS_ENABLED="0",
         RAY_worker_niceness="0",  # Ray's own is 15, so that anything else on the machine would come first
     )
+    if config.serve.proxy == "haproxy":
+        os.environ.update(haproxy_environment(temp))
     import ray
 
     try:
@@ -59,6 +62,26 @@ def local_ray(config: PipelineConfig, temp: Path) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def haproxy_environment(temp: Path) -> dict[str, str]:
+    """Makes Serve put HAProxy before its replicas, apart from any other one of this machine."""
+    folder = temp / "haproxy"
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -361,6 +361,8 @@ class PoolConfig:
 class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8008
+    proxy: Literal["serve", "haproxy"] = "serve"
+    """What takes HTTP: Ray Serve's own proxy, or the HAProxy that Ray brings (docs/operations.md)."""
     replicas: int = 1
     cpus: float = 0.5
     gpus: float = 0.0

@@ -1,0 +1,104 @@
+"""Replicas are killed again and again under questions, behind each proxy: nobody sees more than a pause."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from live import SETTINGS, LiveServer, wait_for_end
+from openai_backend import ASK
+
+pytestmark = pytest.mark.ray
+
+KILLS, EVERY_S = 3, 3.0
+REPLICA = "ray::ServeReplica:streamkv:Answer"
+SHORT, LONG = 8, 200  # tokens: the long ones are still being told when their replica dies
+
+
+@dataclass
+class Outcomes:
+    """What askers got; every list is of those that have no place in it when all is well, but for the first."""
+
+    answers: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)  # whole answers that are none
+    cut: list[str] = field(default_factory=list)  # streams that end without a word
+    told: list[str] = field(default_factory=list)  # streams that end with an error, and say so
+
+
+@pytest.fixture(params=["serve", "haproxy"])
+def two_replicas(
+    request: pytest.FixtureRequest, tmp_path: Path, tiny_checkpoint: Path, films: Path
+) -> Iterator[LiveServer]:
+    settings = (*SETTINGS, f"serve.proxy={request.param}", "serve.replicas=2", f"serve.max_new_tokens={LONG}")
+    live = LiveServer(tmp_path / "home", tiny_checkpoint, *settings)
+    try:
+        live.up()
+        with live.client() as client:
+            client.add_stream("lobby", str(films / "short.mp4"))
+            wait_for_end(client, "lobby")
+        yield live
+    finally:
+        live.down()
+
+
+def ask_whole(url: str, stop: threading.Event, found: Outcomes) -> None:
+    with httpx.Client(timeout=120) as client:
+        while not stop.is_set():
+            response = client.post(f"{url}/v1/chat/completions", json={**ASK, "max_tokens": SHORT})
+            if response.status_code == 200:
+                found.answers.append(response.json()["choices"][0]["message"]["content"])
+            else:
+                found.failures.append(f"{response.status_code} {response.text}")
+
+
+def ask_in_pieces(url: str, stop: threading.Event, found: Outcomes) -> None:
+    body = {**ASK, "stream": True, "max_tokens": LONG}
+    with httpx.Client(timeout=120) as client:
+        while not stop.is_set():
+            try:
+                with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+                    lines = [line for line in response.iter_lines() if line]
+            except httpx.TransportError as exc:
+                found.cut.append(repr(exc))
+                continue
+            if response.status_code != 200 or lines[-1] != "data: [DONE]":
+                found.cut.append("\n".join(lines))
+            elif "error" in json.loads(lines[-2].removeprefix("data: ")):
+                found.told.append(lines[-2])
+
+
+def kill_one(server: LiveServer) -> int:
+    """The replica that has lived longest, so that each gets its turn; how many that was."""
+    replicas = sorted(server.processes(REPLICA), key=lambda process: process.create_time())
+    for replica in replicas[:1]:
+        os.kill(replica.pid, signal.SIGKILL)
+    return len(replicas[:1])
+
+
+def test_replicas_that_die_cost_no_answer(two_replicas: LiveServer) -> None:
+    url, stop, found = two_replicas.record.url, threading.Event(), Outcomes()
+    killed = 0
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask, url, stop, found) for ask in (ask_whole, ask_in_pieces) for _ in range(2)]
+        try:
+            for _ in range(KILLS):
+                time.sleep(EVERY_S)
+                killed += kill_one(two_replicas)
+            time.sleep(EVERY_S)
+        finally:
+            stop.set()
+        for each in asking:
+            each.result()
+    assert found.answers
+    assert len(set(found.answers)) == 1, "whichever replica answers"
+    assert (found.failures, found.cut) == ([], [])
+    assert killed == KILLS
