@@ -29,7 +29,7 @@ import psutil
 
 from bench.machine import Figure, machine, report
 from pipeline import launch
-from pipeline.client import Client, ServerError
+from pipeline.client import Client, NotRunningError, ServerError
 from pipeline.home import Home
 from pipeline.worlds import WrittenWorld, write_world
 
@@ -104,12 +104,15 @@ def measure(config: str, overrides: Sequence[str], streams: int, minutes: float,
                 question = world.questions[asked % len(world.questions)].question
                 try:
                     client.ask(names[asked % streams], question)
-                except ServerError as exc:
+                except (ServerError, NotRunningError) as exc:
                     failed += 1
                     _say(f"no answer: {exc}")
                 asked += 1
                 time.sleep(max(0.0, NOTE_S - (time.monotonic() - begun - passed)))
             found = client.streams()
+    except Exception:
+        _say(home.log.read_text()[-4000:])
+        raise
     finally:
         launch.stop(home)
     later = [(passed, memory) for passed, memory in noted if passed >= noted[-1][0] / 3]
