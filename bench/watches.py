@@ -10,7 +10,11 @@ told. The tolerances are 2 s, as the field has it (StreamingBench's proactive ou
 1 / `source.sample_fps`: the demo world is sampled every 2 s, so that a change is seen up to 2 s late and both are the
 same there. Things come and go within scenes, and a segment is a whole scene: it tells of them as late or as early.
 
-- `precision_K`, `recall_K` for each kind K of question; `2s` and `interval` say which tolerance.
+An event names its moment, but it is told once its segment has closed. `output_2s` takes the time of telling, the
+segment's end, for the event's time: the field's rule to the letter, which a segment longer than 2 s cannot meet.
+
+- `precision_K_T`, `recall_K_T` for each kind K of question and tolerance T: `2s`, `interval`, `output_2s`.
+- `late_s`: seconds of stream time from the start of an event's segment to its end.
 - `kept_T`, `false_T`: the share of right and of wrong answers whose confidence is at least T.
 - `cost_N`: seconds for N watches over seconds for the prefill of the segment.
 """
@@ -64,6 +68,7 @@ class Standing:
 class Change:
     time_s: float
     answer: str
+    told_s: float = 0.0  # when an event can be told; stream time
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,22 @@ class Outcome:
     kind: str
     signs: Signs
     is_right: bool
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When an event is in time."""
+
+    tolerance_s: float
+    time_of: Callable[[Change], float]
+
+
+def rules(sample_fps: float) -> dict[str, Rule]:
+    return {
+        "2s": Rule(FIELD_S, lambda event: event.time_s),
+        "interval": Rule(1 / sample_fps, lambda event: event.time_s),
+        "output_2s": Rule(FIELD_S, lambda event: event.told_s),
+    }
 
 
 def existence(thing: str) -> Callable[[Scene, float], str]:
@@ -126,7 +147,7 @@ def is_right(world: World, standing: Standing, segment: SegmentKV, answer: str) 
     return any(is_correct(answer, truth) for truth in truths)
 
 
-def num_matched(events: Sequence[Change], changes: Sequence[Change], tolerance_s: float) -> int:
+def num_matched(events: Sequence[Change], changes: Sequence[Change], rule: Rule) -> int:
     """Events that tell a change, each another one: the earliest that is left."""
     left = list(changes)
     matched = 0
@@ -134,7 +155,7 @@ def num_matched(events: Sequence[Change], changes: Sequence[Change], tolerance_s
         near = (
             c
             for c in left
-            if abs(c.time_s - event.time_s) <= tolerance_s and is_correct(event.answer, c.answer)
+            if abs(c.time_s - rule.time_of(event)) <= rule.tolerance_s and is_correct(event.answer, c.answer)
         )
         if change := next(near, None):
             left.remove(change)
@@ -149,11 +170,11 @@ class Told:
         self.num_events = self.num_changes = 0
         self.matched: dict[str, int] = {}
 
-    def add(self, events: Sequence[Change], changes: Sequence[Change], tolerances: dict[str, float]) -> None:
+    def add(self, events: Sequence[Change], changes: Sequence[Change], by: dict[str, Rule]) -> None:
         self.num_events += len(events)
         self.num_changes += len(changes)
-        for name, tolerance_s in tolerances.items():
-            self.matched[name] = self.matched.get(name, 0) + num_matched(events, changes, tolerance_s)
+        for name, rule in by.items():
+            self.matched[name] = self.matched.get(name, 0) + num_matched(events, changes, rule)
 
 
 class Bench:
@@ -167,7 +188,8 @@ class Bench:
         self._asked = Engine(self._model, method_of_watches(config.method))
         self._standing = standing_questions()
         self._min_confidence = config.watch.min_confidence
-        self.tolerances = {"2s": FIELD_S, "interval": 1 / config.source.sample_fps}
+        self._rules = rules(config.source.sample_fps)
+        self._late_s: list[float] = []
         self.told: dict[str, Told] = {}
         self.outcomes: list[Outcome] = []
         self.costs: dict[int, list[float]] = {n: [] for n in COSTS}
@@ -183,15 +205,17 @@ class Bench:
                 said = WatchAnswer(standing.text, answer.text, answer.confidence, answer.evidence)
                 now = shown(said, self._min_confidence)
                 if is_change(heard.get(standing.text, ""), now, when_gone=False):
-                    events[standing.text].append(Change(answer.evidence[0].start_s, now))
+                    events[standing.text].append(Change(answer.evidence[0].start_s, now, kv.end_s))
+                    self._late_s.append(kv.end_s - kv.start_s)
                 heard[standing.text] = now
                 if self._reads_signs:
                     signs = self._asked.read(memory, standing.text).signs
                     right = is_right(world, standing, kv, answer.text)
                     self.outcomes.append(Outcome(standing.kind, signs, right))
         for standing in self._standing:
-            told = self.told.setdefault(standing.kind, Told())
-            told.add(events[standing.text], true_changes(world, standing), self.tolerances)
+            changes = true_changes(world, standing)
+            for kind in (standing.kind, "all"):
+                self.told.setdefault(kind, Told()).add(events[standing.text], changes, self._rules)
 
     def _segments(self, world: World) -> Iterable[tuple[SegmentKV, InMemoryVideo]]:
         with tempfile.TemporaryDirectory() as folder:
@@ -224,6 +248,7 @@ class Bench:
                 precision = matched / told.num_events if told.num_events else float("nan")
                 made.append(Figure(f"precision_{kind}_{name}", "share", (precision,), note))
                 made.append(Figure(f"recall_{kind}_{name}", "share", (matched / told.num_changes,), note))
+        made.append(Figure("late_s", "s", tuple(self._late_s)))
         made += [Figure(f"cost_{n}", "ratio", tuple(r), "of the prefill") for n, r in self.costs.items()]
         return made
 
