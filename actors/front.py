@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actors.views import PlaneState, StreamView
+from actors.views import NewWatch, PlaneState, StreamView, WatchEventView, WatchView
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from actors.workers import Decoder
     from streamkv.config import PipelineConfig
 
@@ -34,6 +36,21 @@ class SupervisorFront:
 
     def remove_stream(self, stream_id: str) -> None:
         self._supervisor.remove_stream(stream_id)
+
+    def add_watch(self, new: NewWatch) -> tuple[WatchView, str]:
+        return self._supervisor.add_watch(new)
+
+    def watches(self, stream_id: str | None = None) -> list[WatchView]:
+        return self._supervisor.watches(stream_id)
+
+    def watch(self, watch_id: str) -> WatchView:
+        return self._supervisor.watch(watch_id)
+
+    def remove_watch(self, watch_id: str) -> None:
+        self._supervisor.remove_watch(watch_id)
+
+    def watch_events(self, after: Sequence[tuple[str, int]], limit: int) -> list[list[WatchEventView] | None]:
+        return self._supervisor.watch_events(after, limit)
 
     def decoder_of(self, stream_id: str) -> Decoder | None:
         return self._supervisor.decoder_of(stream_id)

@@ -5,7 +5,7 @@ Every call waits for at most a named time. An actor that died or does not answer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,8 +15,9 @@ from actors.messages import SegmentMessage, StreamSpec, WorkerStatus
 from actors.remote import as_future, wait_for
 from actors.spawn import CONTROL
 from actors.views import GapView
-from streamkv.store import ModelIdentity, SegmentPlace, StreamInfo, StreamState
+from streamkv.store import ModelIdentity, SegmentPlace, StreamInfo, StreamState, WatchRecord
 from streamkv.video import VideoInfo
+from streamkv.watches import Watch, WatchAnswer, WatchEvent, WatchQuestion
 
 CONTROL_S = 5.0
 """Status and the like: answered by threads of their own, whatever the work."""
@@ -80,8 +81,19 @@ class PrefillHandle:
         status: WorkerStatus = wait_for(_control(self.actor.status).remote(), CONTROL_S)
         return status
 
-    def open_stream(self, stream_id: str, epoch: int, next_segment_no: int, guidance: str) -> None:
-        wait_for(self.actor.open_stream.remote(stream_id, epoch, next_segment_no, guidance), CALL_S)
+    def open_stream(
+        self,
+        stream_id: str,
+        epoch: int,
+        next_segment_no: int,
+        guidance: str,
+        watches: Sequence[WatchQuestion],
+    ) -> None:
+        call = self.actor.open_stream.remote(stream_id, epoch, next_segment_no, guidance, watches)
+        wait_for(call, CALL_S)
+
+    def set_watches(self, stream_id: str, watches: Sequence[WatchQuestion]) -> None:
+        wait_for(_control(self.actor.set_watches).remote(stream_id, watches), CONTROL_S)
 
     def close_stream(self, stream_id: str) -> None:
         """Returns when what was shipped before is done with."""
@@ -130,9 +142,33 @@ class StoreHandle:
         epoch: int = self._again(self.actor.begin_writing, stream_id)
         return epoch
 
-    def commit(self, place: SegmentPlace) -> bool:
-        is_new: bool = self._again(self.actor.commit, place)
+    def commit(self, place: SegmentPlace, answers: Sequence[WatchAnswer]) -> bool:
+        is_new: bool = self._again(self.actor.commit, place, answers)
         return is_new
+
+    def add_watch(self, watch: Watch, limit: int) -> None:
+        self._again(self.actor.add_watch, watch, limit)
+
+    def remove_watch(self, watch_id: str) -> str:
+        # Never repeated by itself: a second one would find nothing to remove.
+        stream_id: str = wait_for(self.actor.remove_watch.remote(watch_id), CALL_S)
+        return stream_id
+
+    def watches_of(self, stream_id: str) -> list[Watch]:
+        watches: list[Watch] = self._again(self.actor.watches_of, stream_id)
+        return watches
+
+    def watch_records(self, stream_id: str | None) -> list[WatchRecord]:
+        records: list[WatchRecord] = self._again(self.actor.watch_records, stream_id)
+        return records
+
+    def watch_record(self, watch_id: str) -> WatchRecord:
+        record: WatchRecord = self._again(self.actor.watch_record, watch_id)
+        return record
+
+    def watch_events(self, after: Sequence[tuple[str, int]], limit: int) -> list[list[WatchEvent] | None]:
+        events: list[list[WatchEvent] | None] = self._again(self.actor.watch_events, after, limit)
+        return events
 
     def add_gap(self, stream_id: str, gap: GapView) -> Future[None]:
         method = self.actor.add_gap.options(max_task_retries=STORE_RETRIES)
@@ -164,13 +200,13 @@ class RaySink:
 
 
 class CommitThroughStore:
-    """A segment's place to the store: the one call that `Prefill` makes for a segment."""
+    """A segment's place and its answers to the store: the one call that `Prefill` makes for a segment."""
 
     def __init__(self, store: StoreHandle) -> None:
         self._store = store
 
-    def __call__(self, place: SegmentPlace) -> bool:
-        return self._store.commit(place)
+    def __call__(self, place: SegmentPlace, answers: Sequence[WatchAnswer]) -> bool:
+        return self._store.commit(place, answers)
 
 
 def _control(method: Any) -> Any:

@@ -37,6 +37,7 @@ def load_prefill_parts(config: PipelineConfig) -> PrefillParts:
     from streamkv.engine import Engine
     from streamkv.models import load_model
     from streamkv.store.codecs import make_codec
+    from streamkv.watches import ask_segment, method_of_watches
 
     model = load_model(config.model)
     identity = ModelIdentity.of(model)
@@ -48,6 +49,12 @@ def load_prefill_parts(config: PipelineConfig) -> PrefillParts:
         root=Path(config.store.root),
         codec=config.store.codec,
         recall=partial(_recall, config, identity),
+        ask=partial(
+            ask_segment,
+            Engine(model, method_of_watches(config.method)),
+            model.geometry,
+            config.watch.max_new_tokens,
+        ),
     )
 
 

@@ -53,6 +53,7 @@ class Charge:
     not_before: float = 0.0  # time.monotonic() of the next attempt
     paused: str = ""  # why there is no room for its next segment; empty: it is not paused
     pauses: int = 0  # in a row, without one segment committed
+    has_untold_watches: bool = False  # its prefiller asks what its watches were before
 
     @property
     def is_due(self) -> bool:
@@ -78,6 +79,7 @@ class Charge:
         if next_segment_no > self.next_segment_no:
             self.strikes = self.pauses = 0
         self.paused = ""
+        self.has_untold_watches = False
         self.epoch, self.next_segment_no = epoch, next_segment_no
         self.begun_at = time.monotonic()
 

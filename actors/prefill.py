@@ -1,28 +1,35 @@
 """Prefill of many streams' segments: owns their sliding windows, writes their files, has them committed.
 
+A stream's watches are asked of each segment once it is prefilled; what they answer is committed with it.
+
 A window is only ever ahead of the store by the segment at hand. When anything goes wrong with that one, the
 window is dropped, and the stream resumes from what is committed.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from actors.failures import SessionLostError
+from actors.failures import SessionLostError, describe
 from actors.messages import SegmentMessage, WorkerStatus
 from actors.timing import StageClock
 from streamkv.memory import VideoMemory
 from streamkv.store import ModelIdentity, SegmentPlace, write_segment
 from streamkv.types import Segment, SegmentKV
+from streamkv.watches import WatchAnswer, WatchQuestion
 
-CommitSegment = Callable[[SegmentPlace], bool]
+CommitSegment = Callable[[SegmentPlace, Sequence[WatchAnswer]], bool]
+AskSegment = Callable[[SegmentKV, Sequence[WatchQuestion]], Sequence[WatchAnswer]]
+
+log = logging.getLogger(__name__)
 
 
 class SegmentEngine(Protocol):
@@ -43,6 +50,7 @@ class PrefillParts:
     root: Path  # of the store
     codec: str  # of its files
     recall: Callable[[str], VideoMemory]  # a stream's committed past
+    ask: AskSegment  # for its watches
 
 
 @dataclass
@@ -63,7 +71,8 @@ class Prefill:
         self._commit = commit
         self._parts: PrefillParts | None = None
         self._sessions: dict[str, _Session] = {}
-        self._lock = threading.Lock()  # guards the dict; one thread alone does the work
+        self._watches: dict[str, tuple[WatchQuestion, ...]] = {}  # of streams that are open, or about to be
+        self._lock = threading.Lock()  # guards the dicts; one thread alone does the work
 
     def start(self) -> ModelIdentity:
         """Loads the model; once more changes nothing. Returns what the store must be of."""
@@ -82,18 +91,33 @@ class Prefill:
         """Forgets all windows."""
         with self._lock:
             self._sessions.clear()
+            self._watches.clear()
 
-    def open_stream(self, stream_id: str, epoch: int, next_segment_no: int, guidance: str = "") -> None:
+    def open_stream(
+        self,
+        stream_id: str,
+        epoch: int,
+        next_segment_no: int,
+        guidance: str = "",
+        watches: Sequence[WatchQuestion] = (),
+    ) -> None:
         """Makes the stream's window as it was after its last committed segment."""
         parts = self._started()
         with self.clock.time("rebuild"):
             window = parts.engine.open_window(parts.recall(stream_id) if next_segment_no else None)
         with self._lock:
             self._sessions[stream_id] = _Session(epoch, window, next_segment_no, guidance)
+            self._watches[stream_id] = tuple(watches)
+
+    def set_watches(self, stream_id: str, watches: Sequence[WatchQuestion]) -> None:
+        """What is asked of an open stream's segments from now on; those whose prefill has ended are not asked again."""
+        with self._lock:
+            self._watches[stream_id] = tuple(watches)
 
     def close_stream(self, stream_id: str) -> None:
         with self._lock:
             self._sessions.pop(stream_id, None)
+            self._watches.pop(stream_id, None)
 
     def ingest(self, message: SegmentMessage) -> bool:
         """Prefills, writes and commits one segment; returns when it is durable.
@@ -109,13 +133,14 @@ class Prefill:
         with self.clock.time("prefill"):
             segment = message.to_segment(parts.device)
             kv = parts.engine.prefill(session.window, segment, session.guidance)
+        answers = self._ask_watches(message.stream_id, kv)
         with self.clock.time("write"):
             place = write_segment(
                 parts.root, parts.identity, message.stream_id, message.epoch, kv, parts.codec
             )
         with self.clock.time("commit"):
             assert self._commit is not None, "set_commit() comes first"
-            is_new = self._commit(place)
+            is_new = self._commit(place, answers)
         session.next_segment_no += 1
         with self._lock:
             self._sessions.setdefault(message.stream_id, session)
@@ -133,6 +158,21 @@ class Prefill:
             totals=self.clock.totals(),
             windows=windows,
         )
+
+    def _ask_watches(self, stream_id: str, kv: SegmentKV) -> Sequence[WatchAnswer]:
+        with self._lock:
+            questions = self._watches.get(stream_id, ())
+        if not questions:
+            return ()
+        try:
+            with self.clock.time("watch"):
+                answers = self._started().ask(kv, questions)
+        except Exception as exc:  # a question must not end its stream, which would come to it again and again
+            self.clock.count("watch_errors", len(questions))
+            log.warning("stream %s: segment %d, its watches: %s", stream_id, kv.segment_no, describe(exc))
+            return ()
+        self.clock.count("watch_answers", len(answers))
+        return answers
 
     def _started(self) -> PrefillParts:
         if self._parts is None:

@@ -86,7 +86,7 @@ class RayWorkers:
 
         options = {"num_cpus": 0, "resources": {PREFILL: ROLE_SHARE}, "max_restarts": FOREVER}
         actor = ray.remote(max_concurrency=8, **options)(StoreActor)
-        return StoreHandle(actor.remote(self._config.store, identity))
+        return StoreHandle(actor.remote(self._config.store, identity, self._config.watch))
 
     def sink(self, prefill: PrefillHandle, store: StoreHandle) -> RaySink:
         from actors.handles import RaySink

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.rounds import Rounds
 from actors.timing import StageClock
 from actors.upkeep import Upkeep
-from streamkv.config import StoreConfig
-from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore, StreamInfo, StreamState
+from actors.webhooks import WebhookSender
+from streamkv.config import StoreConfig, WatchConfig
+from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore, StreamInfo, StreamState, WatchRecord
+from streamkv.watches import Watch, WatchAnswer, WatchEvent
 
 
 class StoreActor:
-    """A `SegmentStore` behind calls that may be repeated: all but `add_stream` are idempotent."""
+    """A `SegmentStore` behind calls that may be repeated: all but `add_stream` and `remove_watch` are idempotent."""
 
-    def __init__(self, config: StoreConfig, identity: ModelIdentity) -> None:
+    def __init__(
+        self, config: StoreConfig, identity: ModelIdentity, watch: WatchConfig | None = None
+    ) -> None:
         self.clock = StageClock()
         self._config = config
+        self._watch = watch or WatchConfig()
         self._identity = identity
         self._opened: SegmentStore | None = None
-        self._rounds: list[Rounds] = []
+        self._rounds: list[Rounds | WebhookSender] = []
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -65,9 +70,28 @@ class StoreActor:
     def begin_writing(self, stream_id: str) -> int:
         return self._store().begin_writing(stream_id)
 
-    def commit(self, place: SegmentPlace) -> bool:
+    def commit(self, place: SegmentPlace, answers: Sequence[WatchAnswer] = ()) -> bool:
         with self.clock.time("catalog"):
-            return self._store().commit(place)
+            return self._store().commit(place, answers)
+
+    def add_watch(self, watch: Watch, limit: int) -> None:
+        self._store().watches.add(watch, limit)
+
+    def remove_watch(self, watch_id: str) -> str:
+        """Returns the stream that it was of."""
+        return self._store().watches.remove(watch_id)
+
+    def watches_of(self, stream_id: str) -> list[Watch]:
+        return self._store().watches.of(stream_id)
+
+    def watch_records(self, stream_id: str | None) -> list[WatchRecord]:
+        return self._store().watches.records(stream_id)
+
+    def watch_record(self, watch_id: str) -> WatchRecord:
+        return self._store().watches.record(watch_id)
+
+    def watch_events(self, after: Sequence[tuple[str, int]], limit: int) -> list[list[WatchEvent] | None]:
+        return self._store().watches.events(after, limit)
 
     def totals(self) -> dict[str, float]:
         return self.clock.totals()
@@ -84,10 +108,13 @@ class StoreActor:
                     rounds.start()
             return self._opened
 
-    def _background(self) -> list[Rounds]:
-        """Apart from each other: ageing may take hours, and uploads wait for a bucket."""
+    def _background(self) -> list[Rounds | WebhookSender]:
+        """Apart from each other: ageing may take hours, and uploads and webhooks wait for others."""
         config, upkeep = self._config, Upkeep(self._config, self._store, self.clock)
-        rounds = [Rounds("upkeep", config.upkeep_s, upkeep.retain_and_age)]
+        rounds: list[Rounds | WebhookSender] = [
+            Rounds("upkeep", config.upkeep_s, upkeep.retain_and_age),
+            WebhookSender(self._watch, lambda: self._store().watches, self.clock),
+        ]
         if config.remote:
             rounds.append(Rounds("offload", config.offload_s, upkeep.offload))
         return rounds

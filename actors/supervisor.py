@@ -21,8 +21,9 @@ from typing import Literal
 from actors.failures import NotReadyError, WorkerLostError, describe
 from actors.messages import StreamSpec
 from actors.placement import Charge, Decoding, Prefilling, on_probation, place
+from actors.standing import make_watch, questions_of, view_event, view_watch
 from actors.timing import StageClock, add_totals
-from actors.views import GapView, PlaneState, StreamView
+from actors.views import GapView, NewWatch, PlaneState, StreamView, WatchEventView, WatchView
 from actors.workers import CatalogKeeper, Decoder, Workers
 from streamkv.compression import make_compressor
 from streamkv.config import PipelineConfig
@@ -32,6 +33,7 @@ from streamkv.errors import (
     StreamExistsError,
     StreamKVError,
     UnknownStreamError,
+    WatchLimitError,
 )
 from streamkv.store import StreamInfo
 from streamkv.store.layout import check_stream_id
@@ -122,6 +124,45 @@ class Supervisor:
             if charge is not None:
                 self._close(charge)
             store.remove_stream(stream_id)
+
+    def add_watch(self, new: NewWatch) -> tuple[WatchView, str]:
+        """Registers a standing question. Asked of all segments whose prefill ends from then on.
+
+        Returns the secret that was made for its webhook, too; empty when none was.
+
+        Raises:
+            UnknownStreamError, QuestionError, WatchError, WatchLimitError: nothing is registered then.
+        """
+        store = self._ready()
+        watch = make_watch(new, self._config)
+        with self._changes:
+            state = store.stream(watch.stream_id).state
+            if state in LAST_STATES:
+                raise WatchLimitError(
+                    f"stream {watch.stream_id!r} is {state}: it will show nothing new; ask it a question instead"
+                )
+            store.add_watch(watch, self._config.watch.max_per_stream)
+            self._tell_watches(watch.stream_id)
+        return self.watch(watch.id), "" if new.secret else watch.secret
+
+    def watches(self, stream_id: str | None = None) -> list[WatchView]:
+        """All watches, the oldest first, or those of one stream."""
+        return [view_watch(record) for record in self._ready().watch_records(stream_id)]
+
+    def watch(self, watch_id: str) -> WatchView:
+        """UnknownWatchError when there is none of that id."""
+        return view_watch(self._ready().watch_record(watch_id))
+
+    def remove_watch(self, watch_id: str) -> None:
+        """Takes a watch and its events away; what is on its way to its webhook is not sent any more."""
+        store = self._ready()
+        with self._changes:
+            self._tell_watches(store.remove_watch(watch_id))
+
+    def watch_events(self, after: Sequence[tuple[str, int]], limit: int) -> list[list[WatchEventView] | None]:
+        """For each watch and segment number: up to `limit` events of later segments; None: there is no such watch."""
+        found = self._ready().watch_events(after, limit)
+        return [None if events is None else [view_event(event) for event in events] for events in found]
 
     def decoder_of(self, stream_id: str) -> Decoder | None:
         """The worker that decodes the stream now; None when none does."""
@@ -251,6 +292,22 @@ class Supervisor:
             self._lose(charge, feed.detail)
         else:
             self._finish(charge, feed.state, feed.detail)
+        if charge.epoch and charge.has_untold_watches:
+            self._tell_watches(charge.stream_id)
+
+    def _tell_watches(self, stream_id: str) -> None:
+        """Tells the stream's prefiller what to ask, now, or when that fails at each look until it knows.
+
+        A stream without a session has a prefiller that hears of them when the next one begins.
+        """
+        charge = self._charges.get(stream_id)
+        if charge is None or not charge.epoch or charge.prefilling is None:
+            return
+        charge.has_untold_watches = True
+        with suppress(WorkerLostError, UnknownStreamError):
+            questions = questions_of(self._ready().watches_of(stream_id))
+            charge.prefilling.worker.set_watches(stream_id, questions)
+            charge.has_untold_watches = False
 
     def _begin(self, charge: Charge) -> None:
         """Opens a session on the stream's workers, from its last commit on."""
@@ -270,7 +327,8 @@ class Supervisor:
             epoch = charge.last_epoch = store.begin_writing(charge.stream_id)
             info = store.stream(charge.stream_id)  # after the epoch: nobody else commits from here on
             guidance = str(info.config.get("guidance", ""))
-            prefilling.worker.open_stream(info.stream_id, epoch, info.next_segment_no, guidance)
+            watches = questions_of(store.watches_of(info.stream_id))
+            prefilling.worker.open_stream(info.stream_id, epoch, info.next_segment_no, guidance, watches)
             spec = StreamSpec(
                 info.stream_id,
                 info.uri,

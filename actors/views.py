@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,46 @@ class StreamView:
     guidance: str = ""  # its own guidance prompt; empty: the method's
     tenant: str = ""  # whose it is
     legal_hold: str = ""  # why nothing of it may be deleted; empty: it may
+
+
+@dataclass(frozen=True)
+class NewWatch:
+    """A standing question that somebody wants asked; not yet checked."""
+
+    stream_id: str
+    question: str
+    min_confidence: float | None = None  # None: the configuration's
+    when_gone: bool = False
+    url: str = field(default="", repr=False)  # of the webhook; empty: none
+    secret: str = field(default="", repr=False)  # empty: one is made
+
+
+@dataclass(frozen=True)
+class WatchView:
+    """A watch as users see it: without its secret, and with what may be shown of its webhook."""
+
+    watch_id: str
+    stream_id: str
+    question: str
+    min_confidence: float
+    when_gone: bool
+    webhook: str  # empty: none
+    created_at: float  # seconds since 1970
+    answer: str  # the last one; empty: not shown
+    segment_no: int  # the last one that it was asked of; -1: none yet
+    num_events: int
+    num_waiting: int  # events that the webhook has not taken yet
+    num_failed: int  # given up
+
+
+@dataclass(frozen=True)
+class WatchEventView:
+    """What a watch told, and how far it is on its way to the webhook."""
+
+    body: Mapping[str, Any]  # `streamkv.watches.event_body`
+    delivery: str
+    tries: int
+    detail: str
 
 
 @dataclass(frozen=True)

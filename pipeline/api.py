@@ -9,7 +9,7 @@ from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi.responses import JSONResponse
 
 from actors.views import PlaneState, StreamView
-from pipeline import dialogue, http_errors, openai
+from pipeline import dialogue, http_errors, openai, watches
 from pipeline.dialogue import Picture
 from pipeline.keys import KeyFile
 from pipeline.schemas import (
@@ -36,7 +36,7 @@ FREE = ("/healthz", "/docs", "/openapi.json")
 Message = dict[str, Any]
 
 
-class Backend(openai.Asking, Protocol):
+class Backend(openai.Asking, watches.Watching, Protocol):
     async def state(self) -> PlaneState: ...
 
     async def add_stream(self, stream_id: str, uri: str, guidance: str, tenant: str) -> StreamView: ...
@@ -155,6 +155,7 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
         """Seconds and counts of each ingest stage since its workers started."""
         return await backend.stats()
 
+    app.include_router(watches.make_router(backend))
     app.include_router(openai.make_router(backend))
     return app
 

@@ -26,13 +26,14 @@ from actors.failures import WorkerLostError
 from actors.remote import plain_error
 from actors.roles import ANSWER, ROLE_SHARE
 from actors.spawn import ensure_supervisor, find_supervisor
-from actors.views import PlaneState, StreamView
+from actors.views import NewWatch, PlaneState, StreamView, WatchEventView, WatchView
 from pipeline import schemas
 from pipeline.dialogue import Picture, Query, Reply, SearchQuery
 from pipeline.http_errors import DeadlineError, OverloadedError
 from pipeline.keys import KeyFile, is_loopback
 from pipeline.settings import load_settings
-from streamkv.config import PipelineConfig, ServeConfig
+from pipeline.watches import Followers
+from streamkv.config import PipelineConfig, ServeConfig, WatchConfig
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -69,14 +70,14 @@ def build_app(args: AppArgs) -> Application:
     # The decorators make deployments of these classes, which mypy, that skips Ray, does not see.
     api, answer = cast(Any, Api), cast(Any, Answer)
     answering = answer.options(**answer_options(config.serve)).bind(config)
-    return api.options(**api_options(config.serve)).bind(config, answering)
+    return api.options(**api_options(config.serve, config.watch)).bind(config, answering)
 
 
-def api_options(config: ServeConfig) -> dict[str, Any]:
+def api_options(config: ServeConfig, watch: WatchConfig) -> dict[str, Any]:
     """It only waits: many requests at once, little CPU."""
     return {
         "num_replicas": 1,
-        "max_ongoing_requests": 4 * config.max_queued,
+        "max_ongoing_requests": 4 * config.max_queued + watch.max_followers,
         "max_queued_requests": 4 * config.max_queued,
         "health_check_period_s": 10,
         "health_check_timeout_s": 30,
@@ -214,6 +215,7 @@ class ServeBackend:
     def __init__(self, config: PipelineConfig, answer: DeploymentHandle) -> None:
         self._config = config
         self._answer = answer
+        self._followers = Followers(self._watch_events, config.watch.max_followers)
 
     async def state(self) -> PlaneState:
         try:
@@ -236,6 +238,30 @@ class ServeBackend:
 
     async def remove_stream(self, stream_id: str) -> None:
         await self._supervise("remove_stream", stream_id)
+
+    async def add_watch(self, new: NewWatch) -> tuple[WatchView, str]:
+        added: tuple[WatchView, str] = await self._supervise("add_watch", new)
+        return added
+
+    async def watches(self, stream_id: str | None) -> list[WatchView]:
+        views: list[WatchView] = await self._supervise("watches", stream_id)
+        return views
+
+    async def watch(self, watch_id: str) -> WatchView:
+        view: WatchView = await self._supervise("watch", watch_id)
+        return view
+
+    async def remove_watch(self, watch_id: str) -> None:
+        await self._supervise("remove_watch", watch_id)
+
+    def follow(self, watch_id: str, after: int, wait_s: float) -> AsyncGenerator[WatchEventView | None, None]:
+        return self._followers.follow(watch_id, after, wait_s)
+
+    async def _watch_events(
+        self, after: list[tuple[str, int]], limit: int
+    ) -> list[list[WatchEventView] | None]:
+        found: list[list[WatchEventView] | None] = await self._supervise("watch_events", after, limit)
+        return found
 
     async def stats(self) -> dict[str, float]:
         stats: dict[str, float] = await self._supervise("stats")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.commands import batch, demo, eval, inspect, keys, server, store, streams
+from pipeline.commands import batch, demo, eval, inspect, keys, server, store, streams, watch
 
 app = typer.Typer(
     name="streamkv",
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 server.register(app)
 streams.register(app)
+watch.register(app)
 inspect.register(app)
 keys.register(app)
 store.register(app)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +14,11 @@ from pipeline.keys import key_from_environment
 
 Json = dict[str, Any]
 TIMEOUT_S = 120.0
+SILENCE_S = 45.0
+"""Of a connection that waits for events: the server says every 15 s that it is there."""
+RECONNECT_S = 2.0
+RECONNECTS = 5
+"""In a row without an event or a sign of life in between."""
 
 
 class ServerError(Exception):
@@ -97,6 +104,77 @@ class Client:
         }
         return self._call("POST", "/v1/search", body)
 
+    def add_watch(
+        self,
+        stream_id: str,
+        question: str,
+        *,
+        min_confidence: float | None = None,
+        when_gone: bool = False,
+        webhook: str = "",
+        secret: str = "",
+    ) -> Json:
+        """`webhook`: a URL that each event is posted to; `secret`: what signs it, empty: the server makes one."""
+        body: Json = {
+            "stream": stream_id,
+            "question": question,
+            "min_confidence": min_confidence,
+            "when_gone": when_gone,
+        }
+        if webhook:
+            body["webhook"] = {"url": webhook, "secret": secret or None}
+        return self._call("POST", "/v1/watches", body)
+
+    def watches(self, stream_id: str = "") -> list[Json]:
+        """All, or those of one stream."""
+        query = f"?stream={quote(stream_id, safe='')}" if stream_id else ""
+        watches: list[Json] = self._call("GET", f"/v1/watches{query}")["watches"]
+        return watches
+
+    def watch(self, watch_id: str) -> Json:
+        return self._call("GET", f"/v1/watches/{quote(watch_id, safe='')}")
+
+    def remove_watch(self, watch_id: str) -> None:
+        self._call("DELETE", f"/v1/watches/{quote(watch_id, safe='')}")
+
+    def follow_watch(self, watch_id: str, after: int = -1) -> Iterator[Json]:
+        """Events of segments after that number, as they are fired: each once, whatever cuts the connection.
+
+        Ends with an error alone: ServerError, such as when the watch is removed, or NotRunningError.
+        """
+        failures, why = 0, ""
+        while failures <= RECONNECTS:
+            try:
+                for kind, data in self._events(watch_id, after):
+                    if kind == "error":
+                        is_over = data["error"]["type"] == "UnknownWatchError"
+                        raise ServerError(404 if is_over else 503, **_words(data["error"]))
+                    failures = 0
+                    if kind == "change":
+                        after = data["segment"]
+                        yield data
+                why = "the connection was cut"
+            except ServerError as exc:
+                if exc.status != 503:
+                    raise
+                why = str(exc)
+            except httpx.TransportError as exc:
+                why = type(exc).__name__
+            failures += 1
+            time.sleep(RECONNECT_S)
+        raise NotRunningError(f"server {self.url}: it gives no more events ({why}); see: streamkv watch ls")
+
+    def _events(self, watch_id: str, after: int) -> Iterator[tuple[str, Json]]:
+        """What one connection brings; `alive` whenever the server says that it is there."""
+        path = f"/v1/watches/{quote(watch_id, safe='')}/events"
+        headers = {"Last-Event-ID": str(after)}
+        timeout = httpx.Timeout(TIMEOUT_S, read=SILENCE_S)
+        with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+            if not response.is_success:
+                response.read()
+                raise _error_of(response)
+            yield from read_events(response.iter_lines())
+
     def stats(self) -> dict[str, float]:
         return self._call("GET", "/v1/stats")
 
@@ -109,8 +187,31 @@ class Client:
             ) from exc
         if response.is_success:
             return dict(response.json()) if response.content else {}
-        try:
-            error = response.json()["error"]
-            raise ServerError(response.status_code, error["type"], error["message"])
-        except (ValueError, KeyError, TypeError):
-            raise ServerError(response.status_code, "HTTPError", response.text[:500]) from None
+        raise _error_of(response)
+
+
+def read_events(lines: Iterable[str]) -> Iterator[tuple[str, Json]]:
+    """Server-sent events as the server writes them: their type and their data; `alive` for comments."""
+    kind = ""
+    for line in lines:
+        name, _, value = line.partition(": ")
+        if name == "event":
+            kind = value
+        elif name == "data":
+            yield kind, json.loads(value)
+        elif not name:  # a comment, or the end of an event
+            kind = ""
+            if line:
+                yield "alive", {}
+
+
+def _words(error: Json) -> Json:
+    return {"kind": error["type"], "message": error["message"]}
+
+
+def _error_of(response: httpx.Response) -> ServerError:
+    try:
+        error = response.json()["error"]
+        return ServerError(response.status_code, **_words(error))
+    except (ValueError, KeyError, TypeError):
+        return ServerError(response.status_code, "HTTPError", response.text[:500])

@@ -20,9 +20,12 @@ from streamkv.errors import (
     StreamIdError,
     StreamKVError,
     UnknownStreamError,
+    UnknownWatchError,
 )
 
 RETRY_AFTER_S = 2
+UNEXPECTED = "something went wrong here; the server's log says what"
+"""Of what is none of our errors: its own words might tell too much."""
 
 
 class OverloadedError(RuntimeError):
@@ -35,6 +38,7 @@ class DeadlineError(RuntimeError):
 
 STATUS: dict[type[Exception], int] = {
     UnknownStreamError: 404,
+    UnknownWatchError: 404,
     StreamExistsError: 409,
     StreamIdError: 422,
     SourceError: 422,
@@ -43,8 +47,8 @@ STATUS: dict[type[Exception], int] = {
     SegmentGoneError: 503,  # asked again, it is answered from what is left
     StoreFullError: 503,
     ObjectStoreError: 503,
-    StoreError: 409,  # nothing committed yet, another model's store, or a legal hold
-    StreamKVError: 422,  # a question or a setting
+    StoreError: 409,  # nothing committed yet, another model's store, a legal hold, or too many watches
+    StreamKVError: 422,  # a question, a watch or a setting
     OverloadedError: 503,
     NotReadyError: 503,
     WorkerLostError: 503,
@@ -83,7 +87,7 @@ def install(app: FastAPI) -> None:
         return error_response(exc.status_code, "RequestError", str(exc.detail))
 
     async def unexpected(request: Request, exc: Exception) -> JSONResponse:
-        return error_response(500, "InternalError", "something went wrong here; the server's log says what")
+        return error_response(500, "InternalError", UNEXPECTED)
 
     for kind in STATUS:
         app.add_exception_handler(kind, ours)

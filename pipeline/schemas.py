@@ -19,14 +19,15 @@ From = Annotated[
 To = Annotated[Moment | None, Field(alias="to", description="only what was shown before then")]
 
 
-def _example(**values: Any) -> ConfigDict:
+def example(**values: Any) -> ConfigDict:
+    """Of a request's body, which has no other fields than its own."""
     return ConfigDict(extra="forbid", json_schema_extra={"examples": [values]})
 
 
 class NewStream(BaseModel):
     """A video to ingest."""
 
-    model_config = _example(id="lobby", uri="/footage/lobby.mp4")
+    model_config = example(id="lobby", uri="/footage/lobby.mp4")
 
     id: Annotated[str, Field(description="1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit")]
     uri: Annotated[str, Field(min_length=1, max_length=4096, description="as the server sees it")]
@@ -177,7 +178,7 @@ class SegmentList(BaseModel):
 class Question(BaseModel):
     """A question about one stream's past."""
 
-    model_config = _example(
+    model_config = example(
         question="what colour is the bus at 14:07?", max_new_tokens=32, **{"from": 120, "to": 180}
     )
 
@@ -238,7 +239,7 @@ class Answer(BaseModel):
 class Search(BaseModel):
     """A question to many streams: which of them have shown it, and when?"""
 
-    model_config = _example(question="where is the red truck?", streams=["lobby", "yard"], max_streams=3)
+    model_config = example(question="where is the red truck?", streams=["lobby", "yard"], max_streams=3)
 
     question: str
     streams: Annotated[
@@ -316,7 +317,7 @@ class ErrorBody(BaseModel):
 class ErrorResponse(BaseModel):
     """Every answer that is not a success has this form."""
 
-    model_config = _example(
+    model_config = example(
         error={"type": "UnknownStreamError", "message": "stream 'loby': unknown; known: lobby"}
     )
 

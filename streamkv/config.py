@@ -205,6 +205,8 @@ class MethodConfig:
     retrieve: RetrieveConfig = field(default_factory=RetrieveConfig)
     confidence: ConfidenceConfig | None = None
     """How likely an answer is right; null: it is not said. Fitted for one model and method."""
+    watch_confidence: ConfidenceConfig | None = None
+    """The same for a watch, which is asked of one segment (`python -m bench.watches --fit`)."""
 
     def __post_init__(self) -> None:
         _check([_need(self.n_local >= 0, "method.n_local", self.n_local, ">= 0")])
@@ -394,6 +396,46 @@ class ServeConfig:
         )
 
 
+@dataclass(frozen=True)
+class WatchConfig:
+    """Standing questions and how their events are told."""
+
+    max_per_stream: int = 200
+    """Each is asked of every new segment, which holds up its stream for as long as that takes."""
+    max_new_tokens: int = 32
+    """Of an answer."""
+    min_confidence: float = 0.5
+    """Of watches that name none. A less likely answer counts as not shown. Where `method.watch_confidence` is set."""
+    max_followers: int = 64
+    """Connections that may wait for events at once; more are refused with 503."""
+    timeout_s: float = 10.0
+    """A webhook that has not answered after this long has failed, and is tried again."""
+    tries: int = 16
+    """Then an event is given up. The pauses in between double from `first_pause_s` up to `longest_pause_s`, by default
+    over six hours in all."""
+    first_pause_s: float = 5.0
+    longest_pause_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        _check(
+            [
+                _need(self.max_per_stream >= 0, "watch.max_per_stream", self.max_per_stream, ">= 0"),
+                _need(self.max_new_tokens >= 1, "watch.max_new_tokens", self.max_new_tokens, ">= 1"),
+                _need(0 <= self.min_confidence <= 1, "watch.min_confidence", self.min_confidence, "0 to 1"),
+                _need(self.max_followers >= 0, "watch.max_followers", self.max_followers, ">= 0"),
+                _need(self.timeout_s > 0, "watch.timeout_s", self.timeout_s, "> 0"),
+                _need(self.tries >= 1, "watch.tries", self.tries, ">= 1"),
+                _need(self.first_pause_s > 0, "watch.first_pause_s", self.first_pause_s, "> 0"),
+                _need(
+                    self.longest_pause_s >= self.first_pause_s,
+                    "watch.longest_pause_s",
+                    self.longest_pause_s,
+                    ">= watch.first_pause_s",
+                ),
+            ]
+        )
+
+
 def _is_zone(name: str) -> bool:
     try:
         return name == "UTC" or bool(ZoneInfo(name))  # UTC is there without the zones' own database
@@ -415,6 +457,7 @@ class PipelineConfig:
     encode: PoolConfig = field(default_factory=PoolConfig)
     prefill: PoolConfig = field(default_factory=PoolConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:
         _import_plugins(self.plugins)

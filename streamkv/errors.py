@@ -5,6 +5,7 @@ StreamKVError
 ├── SourceError           a video cannot be opened or read at all
 ├── ModelError            a checkpoint cannot be loaded or is of an unknown family
 ├── QuestionError         a question is empty or too long, or about a time without footage
+├── WatchError            a watch's webhook or confidence cannot be had
 ├── BatchError            a batch's questions, footage or output cannot be used
 ├── SuiteError            an evaluation's annotations are missing or malformed
 │   └── MissingVideoError     a video that the annotations name is not in the folder
@@ -17,6 +18,8 @@ StreamKVError
     │   └── MissingObjectError    a segment's object is not in the object store
     ├── SegmentGoneError      a segment was deleted while it was being read
     ├── StoreFullError        the disk is full, or a stream or a tenant has all it may have
+    ├── UnknownWatchError     no such watch
+    ├── WatchLimitError       the stream has all the watches that it may have, or takes none any more
     ├── LegalHoldError        the stream is held: nothing of it is deleted
     ├── ObjectStoreError      the object store does not do what was asked, for now
     └── FencedError           another writer owns the stream now
@@ -43,6 +46,10 @@ class ModelError(StreamKVError):
 
 class QuestionError(StreamKVError, ValueError):
     """A question is empty or longer than the configured limit, or the time that it names cannot be looked at."""
+
+
+class WatchError(StreamKVError, ValueError):
+    """A watch's webhook cannot be posted to or signed, or the model does not say how sure its answers are."""
 
 
 class BatchError(StreamKVError):
@@ -94,6 +101,14 @@ class SegmentGoneError(StoreError):
 
 class StoreFullError(StoreError):
     """No room for another segment: the disk is full, or a limit of `store.retention` is reached."""
+
+
+class UnknownWatchError(StoreError):
+    """No watch of that id is registered, or its stream was removed."""
+
+
+class WatchLimitError(StoreError):
+    """The stream has all the watches that it may have, or will show nothing more that one could see."""
 
 
 class LegalHoldError(StoreError):

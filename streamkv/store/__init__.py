@@ -19,9 +19,11 @@ from streamkv.store.segment_file import SegmentFile
 from streamkv.store.segment_writer import write_segment
 from streamkv.store.store import SegmentStore
 from streamkv.store.tiers import Offloaded, TierState
+from streamkv.store.watch_rows import Due, WatchRecord
 
 __all__ = [
     "Aged",
+    "Due",
     "Front",
     "Gap",
     "ModelIdentity",
@@ -37,6 +39,7 @@ __all__ = [
     "StreamSnapshot",
     "StreamState",
     "TierState",
+    "WatchRecord",
     "check_stream_id",
     "is_store",
     "write_segment",

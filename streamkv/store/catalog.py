@@ -33,6 +33,8 @@ from streamkv.store.records import (
 )
 from streamkv.store.rows import RestoredStream, StoredIdentity
 from streamkv.store.tables import GapRow, RemovedRow, SegmentRow, StoreRow, StreamRow
+from streamkv.store.watch_rows import WatchRows, forget_events, forget_watches, note_answers
+from streamkv.watches import WatchAnswer
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Catalog:
         self.name = hide_password(url)
         self._engine = make_engine(url, read_only=read_only)
         self.objects = ObjectRows(self._reading, self._writing)
+        self.watches = WatchRows(self._reading, self._writing)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -173,6 +176,7 @@ class Catalog:
             stream = rows.locked(session, stream_id)
             check_not_held(stream_id, stream.legal_hold)
             note_removed(session, SegmentRow.stream_id == stream_id)
+            forget_watches(session, stream_id)
             for table in (SegmentRow, GapRow):
                 session.execute(delete(table).where(table.stream_id == stream_id))
             session.delete(stream)
@@ -234,8 +238,10 @@ class Catalog:
         with self._reading() as session:
             rows.check_writer(rows.known(session, stream_id), epoch)
 
-    def commit(self, place: SegmentPlace, limits: RetentionConfig) -> bool:
-        """Adds the segment's row; False when it is there already.
+    def commit(
+        self, place: SegmentPlace, limits: RetentionConfig, answers: Sequence[WatchAnswer] = ()
+    ) -> bool:
+        """Adds the segment's row, and has its stream's watches hear what it answers; False when it is there already.
 
         FencedError when the epoch is stale, StoreFullError when the stream or its tenant would have too many bytes.
         """
@@ -254,6 +260,7 @@ class Catalog:
             session.add(SegmentRow(**asdict(place), committed_at=time.time()))
             stream.next_segment_no += 1
             stream.resume_s = place.resume_s
+            note_answers(session, place.stream_id, place.segment_no, answers)
             return True
 
     def switch(self, old: SegmentPlace, new: SegmentPlace, publish: Callable[[], object]) -> bool:
@@ -397,6 +404,7 @@ class Catalog:
             if places:
                 note_removed(session, *front)
                 session.execute(delete(SegmentRow).where(*front))
+                forget_events(session, stream_id, stop)
                 stream.first_segment_no = places[-1].segment_no + 1
                 rows.widen_gap(session, stream_id, places[0].start_s, places[-1].end_s, RETENTION)
             return places

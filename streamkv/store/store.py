@@ -42,6 +42,8 @@ from streamkv.store.segment_file import SegmentFile
 from streamkv.store.tiers import Offloaded, Tiers, TierState
 from streamkv.store.vectors import SummaryVectors
 from streamkv.store.verification import find_problems
+from streamkv.store.watch_rows import WatchRows
+from streamkv.watches import WatchAnswer
 
 MAX_OPEN_FILES = 1024
 """Segment files that a store keeps mapped; Linux allows a process 65,530 maps."""
@@ -213,8 +215,10 @@ class SegmentStore:
         self.collect_orphans(stream_id)
         return epoch
 
-    def commit(self, place: SegmentPlace) -> bool:
+    def commit(self, place: SegmentPlace, answers: Sequence[WatchAnswer] = ()) -> bool:
         """Makes a written segment count, in one transaction; False when that segment did already.
+
+        `answers` to its stream's watches count with it: what they fire is there once, if the segment is.
 
         Segments come in order. FencedError when another writer has taken over, CorruptSegmentError when the
         file is not there in full; then nothing changes. StoreFullError when there is no room for it; then its file
@@ -230,7 +234,7 @@ class SegmentStore:
         try:
             if self.retention.when_full == "oldest":
                 self._deletion.make_room(self.retention, place.stream_id, place.file_bytes)
-            if not self._catalog.commit(place, self.retention):
+            if not self._catalog.commit(place, self.retention, answers):
                 return False
         except StoreFullError:
             self._deletion.unlink([place.path])
@@ -325,6 +329,13 @@ class SegmentStore:
     def tiers(self) -> TierState:
         """What lies where, and what waits. StoreError without an object store."""
         return self._remote().state()
+
+    # ---- watches
+
+    @property
+    def watches(self) -> WatchRows:
+        """Standing questions and what they told."""
+        return self._catalog.watches
 
     # ---- reading
 

@@ -104,3 +104,50 @@ class RemovedObjectRow(Base):
     __tablename__ = "removed_objects"
 
     path: Mapped[str] = mapped_column(primary_key=True)
+
+
+class WatchRow(Base):
+    """A `Watch`, field by field, its last answer, and the last segment that it was asked of."""
+
+    __tablename__ = "watches"
+    __table_args__ = (Index("watches_of_stream", "stream_id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    stream_id: Mapped[str] = mapped_column(ForeignKey("streams.id"))
+    question: Mapped[str]
+    min_confidence: Mapped[float]
+    when_gone: Mapped[bool]
+    url: Mapped[str]
+    secret: Mapped[str]
+    created_at: Mapped[float]  # seconds since 1970
+    answer: Mapped[str] = mapped_column(default="")  # empty: not shown
+    segment_no: Mapped[int] = mapped_column(default=-1)  # -1: of none yet
+
+
+class WatchEventRow(Base):
+    """A `WatchEvent`, and how far it is on its way to the webhook."""
+
+    __tablename__ = "watch_events"
+    __table_args__ = (
+        Index(  # a watch's next one is found without reading all that were delivered
+            "watch_events_waiting",
+            "watch_id",
+            "segment_no",
+            sqlite_where=text("delivery = 'waiting'"),
+            postgresql_where=text("delivery = 'waiting'"),
+        ),
+    )
+
+    watch_id: Mapped[str] = mapped_column(ForeignKey("watches.id"), primary_key=True)
+    segment_no: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    start_s: Mapped[float]
+    end_s: Mapped[float]
+    answer: Mapped[str]
+    previous: Mapped[str]
+    confidence: Mapped[float | None]
+    evidence: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # heaviest first
+    fired_at: Mapped[float]  # seconds since 1970
+    delivery: Mapped[str]  # none, waiting, delivered, failed
+    tries: Mapped[int] = mapped_column(default=0)
+    next_try_at: Mapped[float] = mapped_column(default=0.0)  # seconds since 1970
+    detail: Mapped[str] = mapped_column(default="")  # why the last try failed

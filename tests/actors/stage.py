@@ -27,8 +27,9 @@ from streamkv.grid import OnGap
 from streamkv.memory import VideoMemory
 from streamkv.segmentation import Segmenter
 from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore
-from streamkv.types import Frame, Geometry, Segment, SegmentKV
+from streamkv.types import Evidence, Frame, Geometry, Segment, SegmentKV
 from streamkv.video import VideoInfo
+from streamkv.watches import WatchAnswer, WatchQuestion
 
 GEOMETRY = Geometry(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, hidden_dim=16, frame_tokens=3)
 IDENTITY = ModelIdentity("fake", GEOMETRY, "float32")
@@ -108,6 +109,20 @@ class CountingEngine:
         )
 
 
+def ask(segment: SegmentKV, questions: Sequence[WatchQuestion]) -> list[WatchAnswer]:
+    """To `every N` it answers how many times N segments there were before; `never` is not shown."""
+    evidence = (Evidence(segment.segment_no, segment.start_s, segment.end_s, 1.0, 1),)
+    return [
+        WatchAnswer(
+            question.watch_id,
+            "" if question.text == "never" else str(segment.segment_no // int(question.text.split()[-1])),
+            0.9,
+            evidence,
+        )
+        for question in questions
+    ]
+
+
 def recall(config: StoreConfig, stream_id: str) -> VideoMemory:
     with SegmentStore.open(config.root, catalog_url=config.catalog_url, read_only=True) as store:
         return store.reader(stream_id).refresh()
@@ -119,7 +134,7 @@ def decode_parts(footage: Footage, encoder: MeanEncoder) -> DecodeParts:
 
 def prefill_parts(config: StoreConfig) -> PrefillParts:
     device, root = torch.device("cpu"), Path(config.root)
-    return PrefillParts(CountingEngine(), IDENTITY, device, root, "fp16", partial(recall, config))
+    return PrefillParts(CountingEngine(), IDENTITY, device, root, "fp16", partial(recall, config), ask)
 
 
 class Mortal:
@@ -204,8 +219,8 @@ class LocalWorkers:
     def sink(self, prefill: Mortal, store: Mortal) -> LocalSink:
         return LocalSink(prefill, store, self._thread)
 
-    def commit(self, store: Mortal) -> Callable[[SegmentPlace], bool]:
-        return lambda place: bool(store.commit(place))
+    def commit(self, store: Mortal) -> Callable[[SegmentPlace, Sequence[WatchAnswer]], bool]:
+        return lambda place, answers: bool(store.commit(place, answers))
 
 
 class Stage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from streamkv.config import StoreConfig
 from streamkv.errors import FencedError
 from streamkv.store import SegmentPlace, SegmentStore
 from streamkv.types import Segment
+from streamkv.watches import WatchAnswer, WatchQuestion
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_a_failed_commit_drops_the_window_and_a_new_one_is_rebuilt(
     prefill.open_stream("s", epoch, 0)
     prefill.ingest(message(0, epoch))
 
-    def broken(place: SegmentPlace) -> bool:
+    def broken(place: SegmentPlace, answers: Sequence[WatchAnswer]) -> bool:
         raise RuntimeError("no answer")
 
     prefill.set_commit(broken)
@@ -118,3 +119,38 @@ def test_one_that_was_just_started_asks_for_its_streams(store: SegmentStore) -> 
     assert not fresh.status().started
     with pytest.raises(SessionLostError, match="just been started"):
         fresh.ingest(message(0, 1))
+
+
+def test_watches_are_asked_of_each_segment_and_change_while_a_stream_is_open(
+    prefill: Prefill, store: SegmentStore
+) -> None:
+    heard: list[list[tuple[str, str]]] = []
+
+    def commit(place: SegmentPlace, answers: Sequence[WatchAnswer]) -> bool:
+        heard.append([(answer.watch_id, answer.text) for answer in answers])
+        return store.commit(place, answers)
+
+    prefill.set_commit(commit)
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0, "", [WatchQuestion("a", "every 1")])
+    prefill.ingest(message(0, epoch))
+    prefill.set_watches("s", [WatchQuestion("a", "every 1"), WatchQuestion("b", "every 2")])
+    prefill.ingest(message(1, epoch))
+    prefill.set_watches("s", [])
+    prefill.ingest(message(2, epoch))
+    assert heard == [[("a", "0")], [("a", "1"), ("b", "0")], []]
+    assert prefill.status().totals["watch_answers"] == 3
+    prefill.set_watches("s", [WatchQuestion("a", "every 1")])
+    prefill.close_stream("s")
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 3)
+    prefill.ingest(message(3, epoch))
+    assert heard[3] == [], "a session asks what it was opened with"
+
+
+def test_watches_that_cannot_be_asked_do_not_end_their_stream(prefill: Prefill, store: SegmentStore) -> None:
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0, "", [WatchQuestion("a", "every none")])
+    assert prefill.ingest(message(0, epoch))
+    assert prefill.status().totals["watch_errors"] == 1
+    assert store.stream("s").next_segment_no == 1

@@ -43,10 +43,12 @@ def test_catalog_of_the_first_release_is_brought_up_to_date(store: SegmentStore,
         "streams.tenant streams.legal_hold streams.first_segment_no"
     )
     drops = ["ALTER TABLE {} DROP COLUMN {}".format(*name.split(".")) for name in later.split()]
-    tables_too = ["DROP TABLE removed_objects", "DROP TABLE alembic_version"]
+    tables_too = [
+        f"DROP TABLE {name}" for name in ("watch_events", "watches", "removed_objects", "alembic_version")
+    ]
     execute(store, catalog_url, "DROP INDEX segments_waiting", *drops, *tables_too)
     with pytest.raises(
-        ForeignStoreError, match=r"revision 0000, this program reads 0004; open .* for writing"
+        ForeignStoreError, match=r"revision 0000, this program reads 0005; open .* for writing"
     ):
         SegmentStore.open(store.root, catalog_url=catalog_url, read_only=True)
     with SegmentStore.open(store.root, catalog_url=catalog_url, identity=IDENTITY) as again:
@@ -59,7 +61,7 @@ def test_catalog_of_the_first_release_is_brought_up_to_date(store: SegmentStore,
 @on_both
 def test_catalog_of_a_later_release_is_refused(store: SegmentStore, catalog_url: str) -> None:
     execute(store, catalog_url, "UPDATE alembic_version SET version_num = '0999'")
-    with pytest.raises(ForeignStoreError, match="revision 0999, this program's of 0004"):
+    with pytest.raises(ForeignStoreError, match="revision 0999, this program's of 0005"):
         SegmentStore.open(store.root, catalog_url=catalog_url, identity=IDENTITY)
 
 

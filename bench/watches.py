@@ -1,0 +1,291 @@
+"""Whether watches fire when they should, and what they cost beside the prefill of the segment that they hear.
+
+    python -m bench.watches --json
+    python -m bench.watches --seed 300 --fit  prints weights for `method.watch_confidence`, fitted on these worlds
+
+Every watch hears a whole generated world, segment by segment, and its events are compared with the script. An event is
+right when the script's answer becomes the same within the tolerance of the event's time, the start of its segment; each
+change counts for one event. `precision` is the share of events that are right, `recall` the share of changes that were
+told. The tolerances are 2 s, as the field has it (StreamingBench's proactive output), and one sampling interval,
+1 / `source.sample_fps`: the demo world is sampled every 2 s, so that a change is seen up to 2 s late and both are the
+same there. Things come and go within scenes, and a segment is a whole scene: it tells of them as late or as early.
+
+An event names its moment, but it is told once its segment has closed. `output_2s` takes the time of telling, the
+segment's end, for the event's time: the field's rule to the letter, which a segment longer than 2 s cannot meet.
+
+- `precision_K_T`, `recall_K_T` for each kind K of question and tolerance T: `2s`, `interval`, `output_2s`.
+- `late_s`: seconds of stream time from the start of an event's segment to its end.
+- `kept_T`, `false_T`: the share of right and of wrong answers whose confidence is at least T.
+- `cost_N`: seconds for N watches over seconds for the prefill of the segment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.machine import Figure, machine, report
+from pipeline.settings import load_settings
+from streamkv.confidence import Signs, confidence, fit
+from streamkv.config import ConfidenceConfig, PipelineConfig
+from streamkv.engine import Engine
+from streamkv.evaluation.runner import encode_video
+from streamkv.memory import InMemoryVideo
+from streamkv.models import load_model
+from streamkv.segmentation import Segmenter
+from streamkv.townsquare import Scene, World, is_correct, make_world, write_video
+from streamkv.townsquare.questions import COUNT_WORDS
+from streamkv.townsquare.script import COLOURS, KINDS
+from streamkv.types import SegmentKV
+from streamkv.watches import WatchAnswer, ask_all, is_change, method_of_watches, shown
+
+VIDEO_FPS = 2
+MAX_NEW_TOKENS = 8
+FIELD_S = 2.0
+"""The field's tolerance."""
+COSTS = (1, 10, 100)
+THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A question with what the script answers to it."""
+
+    kind: str
+    text: str
+    truth: Callable[[Scene, float], str]  # at a time of the world; empty: the footage does not show it
+
+
+@dataclass(frozen=True)
+class Change:
+    time_s: float
+    answer: str
+    told_s: float = 0.0  # when an event can be told; stream time
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One answer of one segment."""
+
+    kind: str
+    signs: Signs
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When an event is in time."""
+
+    tolerance_s: float
+    time_of: Callable[[Change], float]
+
+
+def rules(sample_fps: float) -> dict[str, Rule]:
+    return {
+        "2s": Rule(FIELD_S, lambda event: event.time_s),
+        "interval": Rule(1 / sample_fps, lambda event: event.time_s),
+        "output_2s": Rule(FIELD_S, lambda event: event.told_s),
+    }
+
+
+def existence(thing: str) -> Callable[[Scene, float], str]:
+    return lambda scene, t: "yes" if any(thing in (v.kind, v.name) for v in scene.visible(t)) else "no"
+
+
+def colour(kind: str) -> Callable[[Scene, float], str]:
+    return lambda scene, t: next((v.colour for v in scene.visible(t) if v.kind == kind), "")
+
+
+def place(kind: str) -> Callable[[Scene, float], str]:
+    return lambda scene, t: next((v.zone for v in scene.visible(t) if v.kind == kind), "")
+
+
+def standing_questions() -> list[Standing]:
+    """Of one scene as the demo model knows them: no clock and no sign names a moment."""
+    made = [
+        Standing("weather", "what is the weather?", lambda scene, _: scene.weather),
+        Standing("sign", "what does the sign say?", lambda scene, _: scene.sign.text),
+        Standing("count", "how many things are there?", lambda scene, _: COUNT_WORDS[len(scene.things)]),
+    ]
+    for kind in KINDS:
+        article = "an" if kind[0] in "aeiou" else "a"
+        made.append(Standing("existence", f"is there {article} {kind}?", existence(kind)))
+        made.append(Standing("colour", f"what colour is the {kind}?", colour(kind)))
+        made.append(Standing("place", f"where is the {kind}?", place(kind)))
+    for i, kind in enumerate(KINDS):
+        name = f"{COLOURS[i % len(COLOURS)]} {kind}"
+        article = "an" if name[0] in "aeiou" else "a"
+        made.append(Standing("existence", f"is there {article} {name}?", existence(name)))
+    return made
+
+
+def true_changes(world: World, standing: Standing) -> list[Change]:
+    """When the script's answer becomes another one that is shown, from nothing on."""
+    found, before = list[Change](), ""
+    for scene in world.scenes:
+        offsets = {0.0, *(t.enter_s for t in scene.things), *(t.leave_s for t in scene.things)}
+        for offset in sorted(o for o in offsets if o < scene.end_s - scene.start_s):
+            now = standing.truth(scene, scene.start_s + offset)
+            if is_change(before, now, when_gone=False):
+                found.append(Change(scene.start_s + offset, now))
+            before = now
+    return found
+
+
+def is_right(world: World, standing: Standing, segment: SegmentKV, answer: str) -> bool:
+    """Whether the script says so at some time of the segment."""
+    times = np.arange(segment.start_s, segment.end_s, 0.5)
+    truths = {standing.truth(world.scene_at(t), t) for t in times.tolist()} - {""}
+    return any(is_correct(answer, truth) for truth in truths)
+
+
+def num_matched(events: Sequence[Change], changes: Sequence[Change], rule: Rule) -> int:
+    """Events that tell a change, each another one: the earliest that is left."""
+    left = list(changes)
+    matched = 0
+    for event in events:
+        near = (
+            c
+            for c in left
+            if abs(c.time_s - rule.time_of(event)) <= rule.tolerance_s and is_correct(event.answer, c.answer)
+        )
+        if change := next(near, None):
+            left.remove(change)
+            matched += 1
+    return matched
+
+
+class Told:
+    """Counts of one kind of question."""
+
+    def __init__(self) -> None:
+        self.num_events = self.num_changes = 0
+        self.matched: dict[str, int] = {}
+
+    def add(self, events: Sequence[Change], changes: Sequence[Change], by: dict[str, Rule]) -> None:
+        self.num_events += len(events)
+        self.num_changes += len(changes)
+        for name, rule in by.items():
+            self.matched[name] = self.matched.get(name, 0) + num_matched(events, changes, rule)
+
+
+class Bench:
+    """One model, any number of worlds."""
+
+    def __init__(self, config: PipelineConfig, *, reads_signs: bool) -> None:
+        torch.set_num_threads(max(1, config.model.threads))
+        self._config, self._reads_signs = config, reads_signs
+        self._model = load_model(config.model)
+        self._engine = Engine(self._model, config.method)
+        self._asked = Engine(self._model, method_of_watches(config.method))
+        self._standing = standing_questions()
+        self._min_confidence = config.watch.min_confidence
+        self._rules = rules(config.source.sample_fps)
+        self._late_s: list[float] = []
+        self.told: dict[str, Told] = {}
+        self.outcomes: list[Outcome] = []
+        self.costs: dict[int, list[float]] = {n: [] for n in COSTS}
+
+    def hear(self, seed: int, minutes: float) -> None:
+        """A whole world, and every standing question of each segment."""
+        world = make_world(seed, minutes)
+        heard: dict[str, str] = {}
+        events: dict[str, list[Change]] = {s.text: [] for s in self._standing}
+        for kv, memory in self._segments(world):
+            answers = ask_all(self._asked, memory, [s.text for s in self._standing], MAX_NEW_TOKENS)
+            for standing, answer in zip(self._standing, answers, strict=True):
+                said = WatchAnswer(standing.text, answer.text, answer.confidence, answer.evidence)
+                now = shown(said, self._min_confidence)
+                if is_change(heard.get(standing.text, ""), now, when_gone=False):
+                    events[standing.text].append(Change(answer.evidence[0].start_s, now, kv.end_s))
+                    self._late_s.append(kv.end_s - kv.start_s)
+                heard[standing.text] = now
+                if self._reads_signs:
+                    signs = self._asked.read(memory, standing.text).signs
+                    right = is_right(world, standing, kv, answer.text)
+                    self.outcomes.append(Outcome(standing.kind, signs, right))
+        for standing in self._standing:
+            changes = true_changes(world, standing)
+            for kind in (standing.kind, "all"):
+                self.told.setdefault(kind, Told()).add(events[standing.text], changes, self._rules)
+
+    def _segments(self, world: World) -> Iterable[tuple[SegmentKV, InMemoryVideo]]:
+        with tempfile.TemporaryDirectory() as folder:
+            write_video(world, Path(folder) / "world.mp4", fps=VIDEO_FPS)
+            seen = encode_video(self._model, Path(folder) / "world.mp4", self._config.source.sample_fps)
+        segmenter, window = Segmenter(self._config.method.segment), self._engine.open_window()
+        pushed = (segmenter.push(f, *span) for f, span in zip(seen.features_FND, seen.spans_s, strict=True))
+        for segment in [*pushed, segmenter.flush()]:
+            if segment is None:
+                continue
+            begun = time.perf_counter()
+            kv = self._engine.prefill(window, segment)
+            prefill_s = time.perf_counter() - begun
+            memory = InMemoryVideo(self._model.geometry, [kv])
+            self._cost(memory, prefill_s)
+            yield kv, memory
+
+    def _cost(self, memory: InMemoryVideo, prefill_s: float) -> None:
+        for count in COSTS:
+            questions = [self._standing[i % len(self._standing)].text for i in range(count)]
+            begun = time.perf_counter()
+            ask_all(self._asked, memory, questions, MAX_NEW_TOKENS)
+            self.costs[count].append((time.perf_counter() - begun) / prefill_s)
+
+    def figures(self) -> list[Figure]:
+        made = []
+        for kind, told in self.told.items():
+            note = f"{told.num_events} events, {told.num_changes} changes"
+            for name, matched in told.matched.items():
+                precision = matched / told.num_events if told.num_events else float("nan")
+                made.append(Figure(f"precision_{kind}_{name}", "share", (precision,), note))
+                made.append(Figure(f"recall_{kind}_{name}", "share", (matched / told.num_changes,), note))
+        made.append(Figure("late_s", "s", tuple(self._late_s)))
+        made += [Figure(f"cost_{n}", "ratio", tuple(r), "of the prefill") for n, r in self.costs.items()]
+        return made
+
+
+def sureness(weights: ConfidenceConfig, outcomes: Sequence[Outcome]) -> list[Figure]:
+    sure = np.array([confidence(weights, o.signs) for o in outcomes])
+    right = np.array([o.is_right for o in outcomes])
+    return [
+        Figure(f"{name}_{threshold:g}", "share", (float((sure >= threshold)[which].mean()),))
+        for threshold in THRESHOLDS
+        for name, which in (("kept", right), ("false", ~right))
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.watches", description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--worlds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--fit", action="store_true", help="print weights fitted on these worlds")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("overrides", nargs="*", help="settings a.b=c")
+    given = parser.parse_args(arguments)
+    facts = machine()
+    config = load_settings("demo", given.overrides)
+    bench = Bench(config, reads_signs=True)
+    for seed in range(given.seed, given.seed + given.worlds):
+        bench.hear(seed, given.minutes)
+        print(f"world {seed}", file=sys.stderr, flush=True)
+    weights = config.method.watch_confidence
+    if given.fit or weights is None:
+        weights = fit([o.signs for o in bench.outcomes], [o.is_right for o in bench.outcomes])
+    figures = [*bench.figures(), *sureness(weights, bench.outcomes)]
+    report(figures, facts, as_json=given.json, weights=asdict(weights))
+    if given.fit and not given.json:
+        print(asdict(weights))
+
+
+if __name__ == "__main__":
+    main()

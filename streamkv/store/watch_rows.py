@@ -1,0 +1,265 @@
+"""What the catalog knows of standing questions: the watches, their last answers, and the events that they fired.
+
+An event is written in the transaction that commits its segment, so it is there once if the segment is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, delete, func, literal_column, select, update
+from sqlalchemy.orm import Session
+
+from streamkv.errors import UnknownWatchError, WatchLimitError
+from streamkv.store import rows
+from streamkv.store.tables import WatchEventRow, WatchRow
+from streamkv.types import Evidence
+from streamkv.watches import Delivery, DeliveryState, Watch, WatchAnswer, WatchEvent, is_change, shown
+
+Transaction = Callable[[], AbstractContextManager[Session]]
+
+_WATCH = tuple(getattr(WatchRow, f.name) for f in fields(Watch))
+_IS_WAITING = WatchEventRow.delivery == literal_column("'waiting'")  # to the letter what the index says
+
+
+@dataclass(frozen=True)
+class WatchRecord:
+    """A watch and how it has fared."""
+
+    watch: Watch
+    answer: str  # the last one; empty: not shown
+    segment_no: int  # the last one that it was asked of; -1: none yet
+    num_events: dict[DeliveryState, int]  # by how far they are on their way
+
+
+@dataclass(frozen=True)
+class Due:
+    """The next event of a watch for its webhook."""
+
+    event: WatchEvent
+    url: str
+    secret: str
+
+
+# ---- within the transactions of streams
+
+
+def note_answers(session: Session, stream_id: str, segment_no: int, answers: Sequence[WatchAnswer]) -> None:
+    """Has watches hear what the segment answers. Those that were removed meanwhile are passed over."""
+    if not answers:
+        return
+    by_id = {answer.watch_id: answer for answer in answers}
+    found = session.scalars(
+        select(WatchRow).where(WatchRow.stream_id == stream_id, WatchRow.id.in_(by_id))
+    ).all()
+    for row in found:
+        answer = by_id[row.id]
+        now = shown(answer, row.min_confidence)
+        if is_change(row.answer, now, when_gone=row.when_gone):
+            session.add(_fired(row, answer, now, segment_no))
+        row.answer, row.segment_no = now, segment_no
+
+
+def forget_events(session: Session, stream_id: str, stop: int) -> None:
+    """Takes away what rests on segments before number `stop`, but for what is still on its way."""
+    before = (WatchEventRow.watch_id.in_(_ids_of(stream_id)), WatchEventRow.segment_no < stop)
+    session.execute(delete(WatchEventRow).where(*before, WatchEventRow.delivery != "waiting"))
+
+
+def forget_watches(session: Session, stream_id: str) -> None:
+    session.execute(delete(WatchEventRow).where(WatchEventRow.watch_id.in_(_ids_of(stream_id))))
+    session.execute(delete(WatchRow).where(WatchRow.stream_id == stream_id))
+
+
+def _ids_of(stream_id: str) -> Select[Any]:
+    return select(WatchRow.id).where(WatchRow.stream_id == stream_id)
+
+
+def _fired(watch: WatchRow, answer: WatchAnswer, now: str, segment_no: int) -> WatchEventRow:
+    strongest = answer.evidence[0]
+    return WatchEventRow(
+        watch_id=watch.id,
+        segment_no=segment_no,
+        start_s=strongest.start_s,
+        end_s=strongest.end_s,
+        answer=now,
+        previous=watch.answer,
+        confidence=answer.confidence,
+        evidence=[asdict(evidence) for evidence in answer.evidence],
+        fired_at=time.time(),
+        delivery="waiting" if watch.url else "none",
+    )
+
+
+# ---- by themselves
+
+
+class WatchRows:
+    """A part of the catalog; each method is one transaction."""
+
+    def __init__(self, reading: Transaction, writing: Transaction) -> None:
+        self._reading = reading
+        self._writing = writing
+
+    def add(self, watch: Watch, limit: int) -> None:
+        """Registers a watch; once more changes nothing.
+
+        UnknownStreamError without its stream, WatchLimitError when that has `limit` watches.
+        """
+        with self._writing() as session:
+            rows.locked(session, watch.stream_id)
+            if session.get(WatchRow, watch.id):
+                return
+            count = select(func.count()).where(WatchRow.stream_id == watch.stream_id)
+            if (found := session.scalar(count) or 0) >= limit:
+                raise WatchLimitError(
+                    f"stream {watch.stream_id!r} has {found} watches, allowed are {limit} (watch.max_per_stream); "
+                    "remove some, or raise it"
+                )
+            session.add(WatchRow(**asdict(watch)))
+
+    def remove(self, watch_id: str) -> str:
+        """Takes a watch and its events away; returns its stream. UnknownWatchError when there is none."""
+        with self._writing() as session:
+            stream_id = _known(session, watch_id).stream_id
+            rows.locked(session, stream_id)  # or a commit might write an event of what is just going
+            session.execute(delete(WatchEventRow).where(WatchEventRow.watch_id == watch_id))
+            session.execute(delete(WatchRow).where(WatchRow.id == watch_id))
+            return stream_id
+
+    def of(self, stream_id: str) -> list[Watch]:
+        """A stream's watches, the oldest first. UnknownStreamError when there is no such stream."""
+        with self._reading() as session:
+            rows.known(session, stream_id)
+            query = select(*_WATCH).where(WatchRow.stream_id == stream_id)
+            return [Watch(*row) for row in session.execute(query.order_by(WatchRow.created_at, WatchRow.id))]
+
+    def records(self, stream_id: str | None = None) -> list[WatchRecord]:
+        """All watches, the oldest first, or those of one stream; UnknownStreamError when that is not there."""
+        with self._reading() as session:
+            if stream_id is None:
+                return _records(session)
+            rows.known(session, stream_id)
+            return _records(session, WatchRow.stream_id == stream_id)
+
+    def record(self, watch_id: str) -> WatchRecord:
+        """UnknownWatchError when there is none of that id."""
+        with self._reading() as session:
+            _known(session, watch_id)
+            return _records(session, WatchRow.id == watch_id)[0]
+
+    def events(self, after: Sequence[tuple[str, int]], limit: int) -> list[list[WatchEvent] | None]:
+        """For each watch and segment number: up to `limit` events of later segments, in order; None: no such watch."""
+        with self._reading() as session:
+            return [_events_after(session, watch_id, number, limit) for watch_id, number in after]
+
+    # ---- webhooks
+
+    def receivers(self, now: float) -> list[str]:
+        """URLs for which an event is due. A watch's events are sent in order: the oldest that waits comes first."""
+        query = select(WatchRow.url).join(WatchEventRow, WatchEventRow.watch_id == WatchRow.id)
+        with self._reading() as session:
+            return list(session.scalars(query.where(*_is_due(now)).distinct()))
+
+    def due(self, url: str, now: float) -> Due | None:
+        """What was fired first of all that is due there; None when nothing is."""
+        query = (
+            select(WatchEventRow, WatchRow)
+            .join(WatchRow, WatchEventRow.watch_id == WatchRow.id)
+            .where(WatchRow.url == url, *_is_due(now))
+            .order_by(WatchEventRow.fired_at, WatchEventRow.watch_id)
+            .limit(1)
+        )
+        with self._reading() as session:
+            found = session.execute(query).first()
+            if found is None:
+                return None
+            event, watch = found
+            return Due(_event(event, watch.stream_id), watch.url, watch.secret)
+
+    def note_delivered(self, event: WatchEvent) -> None:
+        self._note(event, delivery="delivered", detail="")
+
+    def note_failed(self, event: WatchEvent, detail: str, next_try_at: float | None) -> None:
+        """`next_try_at`: seconds since 1970; None: it is given up."""
+        if next_try_at is None:
+            self._note(event, delivery="failed", detail=detail)
+        else:
+            self._note(event, delivery="waiting", detail=detail, next_try_at=next_try_at)
+
+    def _note(self, event: WatchEvent, **values: Any) -> None:
+        which = (WatchEventRow.watch_id == event.watch_id, WatchEventRow.segment_no == event.segment_no)
+        with self._writing() as session:
+            session.execute(
+                update(WatchEventRow).where(*which).values(tries=event.delivery.tries + 1, **values)
+            )
+
+
+def _known(session: Session, watch_id: str) -> WatchRow:
+    row = session.get(WatchRow, watch_id)
+    if row is None:
+        raise UnknownWatchError(f"watch {watch_id!r}: unknown; GET /v1/watches lists those that there are")
+    return row
+
+
+def _records(session: Session, *which: ColumnElement[bool]) -> list[WatchRecord]:
+    counts: dict[str, dict[Any, int]] = defaultdict(dict)
+    by_state = (
+        select(WatchRow.id, WatchEventRow.delivery, func.count())
+        .join(WatchEventRow, WatchEventRow.watch_id == WatchRow.id)
+        .where(*which)
+        .group_by(WatchRow.id, WatchEventRow.delivery)
+    )
+    for watch_id, state, count in session.execute(by_state):
+        counts[watch_id][state] = count
+    query = select(*_WATCH, WatchRow.answer, WatchRow.segment_no).where(*which)
+    return [
+        WatchRecord(Watch(*row[:-2]), row.answer, row.segment_no, counts.get(row.id, {}))
+        for row in session.execute(query.order_by(WatchRow.created_at, WatchRow.id))
+    ]
+
+
+def _events_after(session: Session, watch_id: str, number: int, limit: int) -> list[WatchEvent] | None:
+    watch = session.get(WatchRow, watch_id)
+    if watch is None:
+        return None
+    query = (
+        select(WatchEventRow)
+        .where(WatchEventRow.watch_id == watch_id, WatchEventRow.segment_no > number)
+        .order_by(WatchEventRow.segment_no)
+        .limit(limit)
+    )
+    return [_event(row, watch.stream_id) for row in session.scalars(query)]
+
+
+def _is_due(now: float) -> tuple[ColumnElement[bool], ...]:
+    """Of the first event of each watch that waits, whether it waits no longer."""
+    other = WatchEventRow.__table__.alias()
+    first = (
+        select(func.min(other.c.segment_no))
+        .where(other.c.watch_id == WatchEventRow.watch_id, other.c.delivery == literal_column("'waiting'"))
+        .scalar_subquery()
+    )
+    return _IS_WAITING, WatchEventRow.next_try_at <= now, WatchEventRow.segment_no == first
+
+
+def _event(row: WatchEventRow, stream_id: str) -> WatchEvent:
+    state: Any = row.delivery
+    return WatchEvent(
+        watch_id=row.watch_id,
+        stream_id=stream_id,
+        segment_no=row.segment_no,
+        start_s=row.start_s,
+        end_s=row.end_s,
+        answer=row.answer,
+        previous=row.previous,
+        confidence=row.confidence,
+        evidence=tuple(Evidence(**evidence) for evidence in row.evidence),
+        fired_at=row.fired_at,
+        delivery=Delivery(state, row.tries, row.detail),
+    )
