@@ -10,7 +10,7 @@ from actors.rounds import Rounds
 from actors.timing import StageClock
 from actors.upkeep import Upkeep
 from streamkv.config import StoreConfig
-from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore, StreamInfo, StreamState
+from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore, StreamInfo, StreamRecord, StreamState
 
 
 class StoreActor:
@@ -51,6 +51,10 @@ class StoreActor:
 
     def stream(self, stream_id: str) -> StreamInfo:
         return self._store().stream(stream_id)
+
+    def record(self, stream_id: str) -> StreamRecord:
+        """As `stream`, without the sums over its segments."""
+        return self._store().record(stream_id)
 
     def set_state(self, stream_id: str, state: StreamState, detail: str) -> None:
         self._store().set_state(stream_id, state, detail)

@@ -5,6 +5,7 @@ StreamKVError
 ├── SourceError           a video cannot be opened or read at all
 ├── ModelError            a checkpoint cannot be loaded or is of an unknown family
 ├── QuestionError         a question is empty or too long, or about a time without footage
+├── CapacityError         the ingest plane has no place for another stream
 ├── BatchError            a batch's questions, footage or output cannot be used
 ├── SuiteError            an evaluation's annotations are missing or malformed
 │   └── MissingVideoError     a video that the annotations name is not in the folder
@@ -43,6 +44,10 @@ class ModelError(StreamKVError):
 
 class QuestionError(StreamKVError, ValueError):
     """A question is empty or longer than the configured limit, or the time that it names cannot be looked at."""
+
+
+class CapacityError(StreamKVError):
+    """No place for another stream, or a pool is to become too small for those that it has."""
 
 
 class BatchError(StreamKVError):

@@ -129,6 +129,7 @@ class Mortal:
         self._make = make
         self.instance = make()
         self.is_away = False
+        self.is_dismissed = False
         self.lives = 1
 
     def __getattr__(self, name: str) -> Any:
@@ -148,6 +149,10 @@ class Mortal:
         old, self.instance = self.instance, self._make()
         self.lives += 1
         threading.Thread(target=old.shutdown, daemon=True).start()
+
+    def dismiss(self) -> None:
+        """Ends for good."""
+        self.is_away = self.is_dismissed = True
 
 
 @dataclass
