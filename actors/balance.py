@@ -1,4 +1,4 @@
-"""Which streams move so that none is without a worker, and all workers have about as many. Names alone; calls nobody."""
+"""Which streams move so that none is without a worker, and all workers have about as many. Calls nobody."""
 
 from __future__ import annotations
 

@@ -25,9 +25,7 @@ def fitting_size(
     """
     needed = -(-streams // room) if room else lowest
     grows = len(busy) >= GROW_ROUNDS and min(busy[-GROW_ROUNDS:]) > HIGH and streams > size
-    shrinks = (
-        len(busy) >= SHRINK_ROUNDS and size > 1 and max(busy[-SHRINK_ROUNDS:]) * size / (size - 1) < LOW
-    )
+    shrinks = len(busy) >= SHRINK_ROUNDS and size > 1 and max(busy[-SHRINK_ROUNDS:]) * size / (size - 1) < LOW
     wanted = size + 1 if grows else size - 1 if shrinks else size
     return min(highest, max(lowest, needed, wanted))
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from actors.messages import FeedStatus
 from actors.pools import Spot
@@ -83,6 +83,27 @@ class Charge:
         self.epoch, self.next_segment_no = epoch, next_segment_no
         self.begun_at = time.monotonic()
 
+    @property
+    def spots(self) -> list[Decoding | Prefilling]:
+        """All workers that it is with, or goes to."""
+        spots = (self.decoding, self.prefilling, self.to_decoding, self.to_prefilling)
+        return [spot for spot in spots if spot is not None]
+
+    def home(self, pool: str) -> str:
+        """The name of its worker of that pool, where it moves to if it does; empty: it has none."""
+        spot: Decoding | Prefilling | None
+        spot = (
+            self.to_decoding or self.decoding if pool == "encode" else self.to_prefilling or self.prefilling
+        )
+        return spot.name if spot is not None else ""
+
+    def send(self, pool: str, spot: Spot[Any]) -> None:
+        """Notes where it is to be; its session there begins when the one before has ended."""
+        if pool == "encode":
+            self.to_decoding = None if spot is self.decoding else spot
+        else:
+            self.to_prefilling = None if spot is self.prefilling else spot
+
     def arrive(self) -> None:
         """Notes that its next session begins where it moves to."""
         self.decoding, self.to_decoding = self.to_decoding or self.decoding, None
@@ -90,8 +111,8 @@ class Charge:
 
     def hand_over(self) -> None:
         """Notes that its session has ended in good order, and the next one is due at once."""
-        self.epoch, self.feed, self.draining_since = 0, None, 0.0
-        self.not_before = 0.0
+        self.arrive()
+        self.epoch, self.feed, self.draining_since, self.not_before = 0, None, 0.0, 0.0
 
     def is_taken(self, catalog_epoch: int) -> bool:
         """Whether another supervisor has taken the stream over since."""

@@ -1,9 +1,9 @@
 """The workers of one stage: made, started, asked how they are, started again, and let go. Knows nothing of streams.
 
-    starting -> up <-> away        each look asks every worker; one that is away for long loses its streams
-                 |
-                 v
-              leaving              once no stream is with it any more, it ends for good
+starting -> up <-> away        each look asks every worker; one that is away for long loses its streams
+             |
+             v
+          leaving              once no stream is with it any more, it ends for good
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from actors.balance import leavers
 from actors.failures import WorkerLostError, describe
@@ -131,7 +131,8 @@ class Pool(Generic[W]):
         wait([spot.asking for spot in self.spots if spot.asking is not None], HEAR_S)
         heard = [spot.status for spot in self.spots if spot.status is not None]
         self.meter.tell(
-            {status.incarnation: work_s(status.totals, self.config.cpus) for status in heard}, time.monotonic()
+            {status.incarnation: work_s(status.totals, self.config.cpus) for status in heard},
+            time.monotonic(),
         )
 
     def view(self, loads: Mapping[str, int], size: int, *, is_set: bool) -> PoolView:
@@ -203,6 +204,3 @@ class Pool(Generic[W]):
                 started.set_exception(exc)
 
         threading.Thread(target=start, name=f"start-{spot.name}", daemon=True).start()
-
-
-AnyPool = Pool[Any]
