@@ -44,6 +44,10 @@ class FrameEncoder(Protocol):
     def encode_frames(self, frames: Sequence[np.ndarray]) -> Tensor: ...
 
 
+class ProbeSource(Protocol):
+    def __call__(self, uri: str, *, timeout_s: float) -> VideoInfo: ...
+
+
 class SegmentMaker(Protocol):
     """`streamkv.segmentation.Segmenter`, or what behaves like it."""
 
@@ -63,6 +67,7 @@ class DecodeParts:
     make_segmenter: Callable[[int], SegmentMaker]  # from the number of its first segment
     open_source: OpenSource
     open_live: OpenLive | None = None  # None: no live sources
+    probe: ProbeSource = probe_source
 
 
 @dataclass
@@ -138,7 +143,8 @@ class DecodeEncode:
 
     def probe(self, uri: str) -> VideoInfo:
         """What the source is, as this process sees it; SourceError when it is no video."""
-        return probe_source(uri, timeout_s=min(self._source.live_timeout_s, PROBE_STEP_S))
+        assert self._parts is not None, "start() comes first"
+        return self._parts.probe(uri, timeout_s=min(self._source.live_timeout_s, PROBE_STEP_S))
 
     def add_stream(self, spec: StreamSpec, sink: SegmentSink) -> None:
         """Starts a session; an earlier one of the same stream ends."""

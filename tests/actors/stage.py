@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from tiny import random_segment_kv
 
 from actors.decode_encode import DecodeEncode, DecodeParts
 from actors.failures import WorkerLostError
 from actors.messages import SegmentMessage, StreamSpec
-from actors.prefill import Prefill, PrefillParts
+from actors.prefill import Prefill
 from actors.store_actor import StoreActor
 from actors.supervisor import Supervisor
 from actors.views import GapView
-from streamkv.config import PipelineConfig, SegmentConfig, SourceConfig, StoreConfig
+from bench.fakes import GEOMETRY, IDENTITY, SEGMENTS, CountingEngine, MeanEncoder, prefill_parts
+from streamkv.config import PipelineConfig, SourceConfig, StoreConfig
 from streamkv.grid import OnGap
-from streamkv.memory import VideoMemory
 from streamkv.segmentation import Segmenter
 from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore
-from streamkv.types import Frame, Geometry, Segment, SegmentKV
+from streamkv.types import Frame
 from streamkv.video import VideoInfo
 
-GEOMETRY = Geometry(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, hidden_dim=16, frame_tokens=3)
-IDENTITY = ModelIdentity("fake", GEOMETRY, "float32")
-SEGMENTS = SegmentConfig(policy="uniform", min_frames=1, max_frames=4, max_seconds=0)
+__all__ = ["GEOMETRY", "IDENTITY", "SEGMENTS", "CountingEngine", "MeanEncoder", "prefill_parts"]
+
 SOURCE = SourceConfig(sample_fps=1.0, batch_frames=4, queue_frames=6)
 
 
@@ -67,59 +64,12 @@ class Footage:
             raise RuntimeError("the tape is torn")
 
 
-class MeanEncoder:
-    """A frame's features are its first pixel. A value in `poison` cannot be encoded."""
-
-    def __init__(self, poison: Sequence[int] = ()) -> None:
-        self.poison = set(poison)
-        self.batches: list[int] = []
-
-    def encode_frames(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
-        values = [int(frame[0, 0, 0]) for frame in frames]
-        if self.poison & set(values):
-            raise ValueError("poison")
-        self.batches.append(len(frames))
-        shape = (len(frames), GEOMETRY.frame_tokens, GEOMETRY.hidden_dim)
-        return torch.tensor(values).view(-1, 1, 1).expand(shape).float().clone()
-
-
-class CountingEngine:
-    """A window is the list of segment numbers that went in; it must never see one twice or out of order."""
-
-    def __init__(self) -> None:
-        self.heard: set[str] = set()  # guidance prompts
-
-    def open_window(self, memory: VideoMemory | None = None) -> list[int]:
-        return [s.segment_no for s in memory.segments] if memory is not None else []
-
-    def prefill(self, window: list[int], segment: Segment, guidance: str = "") -> SegmentKV:
-        self.heard.add(guidance)
-        # Retention may have taken the beginning of what it was opened with.
-        wanted = list(range(segment.segment_no - len(window), segment.segment_no))
-        assert window == wanted
-        assert window or segment.segment_no == 0
-        window.append(segment.segment_no)
-        return replace(
-            random_segment_kv(GEOMETRY, segment.segment_no, num_frames=len(segment.spans_s)),
-            start_s=segment.start_s,
-            end_s=segment.end_s,
-            num_source_frames=segment.num_source_frames,
-            resume_s=segment.resume_s,
-        )
-
-
-def recall(config: StoreConfig, stream_id: str) -> VideoMemory:
-    with SegmentStore.open(config.root, catalog_url=config.catalog_url, read_only=True) as store:
-        return store.reader(stream_id).refresh()
+def probe(uri: str, *, timeout_s: float) -> VideoInfo:
+    return VideoInfo(float(tape_length(uri)), 1.0, 2, 2, "tape")
 
 
 def decode_parts(footage: Footage, encoder: MeanEncoder) -> DecodeParts:
-    return DecodeParts(encoder, partial(Segmenter, SEGMENTS), footage.open)
-
-
-def prefill_parts(config: StoreConfig) -> PrefillParts:
-    device, root = torch.device("cpu"), Path(config.root)
-    return PrefillParts(CountingEngine(), IDENTITY, device, root, "fp16", partial(recall, config))
+    return DecodeParts(encoder, partial(Segmenter, SEGMENTS), footage.open, probe=probe)
 
 
 class Mortal:
@@ -168,13 +118,6 @@ class LocalSink:
         return self.thread.submit(self.store.add_gap, stream_id, gap.start_s, gap.end_s, gap.reason)
 
 
-class TapeDecodeEncode(DecodeEncode):
-    """Its probe reads the tape's length from the URI."""
-
-    def probe(self, uri: str) -> VideoInfo:
-        return VideoInfo(float(tape_length(uri)), 1.0, 2, 2, "tape")
-
-
 class LocalWorkers:
     """Workers for a `Supervisor`, all in this process."""
 
@@ -195,7 +138,7 @@ class LocalWorkers:
 
     def decoder(self) -> Mortal:
         load = partial(decode_parts, self.footage, self.encoder)
-        self.decoders.append(Mortal(lambda: TapeDecodeEncode(load, SOURCE, in_flight=2)))
+        self.decoders.append(Mortal(lambda: DecodeEncode(load, SOURCE, in_flight=2)))
         return self.decoders[-1]
 
     def prefiller(self) -> Mortal:
