@@ -26,7 +26,7 @@ from actors.failures import WorkerLostError
 from actors.remote import plain_error
 from actors.roles import ANSWER, ROLE_SHARE
 from actors.spawn import ensure_supervisor, find_supervisor
-from actors.views import PlaneState, StreamView
+from actors.views import PlaneState, PoolView, StreamView
 from pipeline import schemas
 from pipeline.dialogue import Picture, Query, Reply, SearchQuery
 from pipeline.http_errors import DeadlineError, OverloadedError
@@ -236,6 +236,14 @@ class ServeBackend:
 
     async def remove_stream(self, stream_id: str) -> None:
         await self._supervise("remove_stream", stream_id)
+
+    async def pools(self) -> list[PoolView]:
+        pools: list[PoolView] = await self._supervise("pools")
+        return pools
+
+    async def scale(self, sizes: dict[str, int]) -> list[PoolView]:
+        pools: list[PoolView] = await self._supervise("scale", sizes)
+        return pools
 
     async def stats(self) -> dict[str, float]:
         stats: dict[str, float] = await self._supervise("stats")
