@@ -44,6 +44,10 @@ class FrameEncoder(Protocol):
     def encode_frames(self, frames: Sequence[np.ndarray]) -> Tensor: ...
 
 
+class ProbeSource(Protocol):
+    def __call__(self, uri: str, *, timeout_s: float) -> VideoInfo: ...
+
+
 class SegmentMaker(Protocol):
     """`streamkv.segmentation.Segmenter`, or what behaves like it."""
 
@@ -63,6 +67,7 @@ class DecodeParts:
     make_segmenter: Callable[[int], SegmentMaker]  # from the number of its first segment
     open_source: OpenSource
     open_live: OpenLive | None = None  # None: no live sources
+    probe: ProbeSource = probe_source
 
 
 @dataclass
@@ -81,11 +86,18 @@ class _Session:
     closed: deque[Segment] = field(default_factory=deque)  # segments that wait to be sent
     sent: dict[int, Segment] = field(default_factory=dict)  # that are not yet durable, by number
     flushed: bool = False
+    is_draining: bool = False  # it is to stop where it is, and resume elsewhere
     paused: bool = False  # the open segment was closed because the source is away
 
     @property
     def takes_frames(self) -> bool:
         return self.state == "running" and not self.closed
+
+    @property
+    def is_drained(self) -> bool:
+        """An archive's open segment is left: elsewhere it closes where it would have closed here."""
+        has_left = self.flushed or not self.spec.is_live
+        return self.is_draining and has_left and not self.closed and self.in_flight == 0
 
 
 class DecodeEncode:
@@ -131,7 +143,8 @@ class DecodeEncode:
 
     def probe(self, uri: str) -> VideoInfo:
         """What the source is, as this process sees it; SourceError when it is no video."""
-        return probe_source(uri, timeout_s=min(self._source.live_timeout_s, PROBE_STEP_S))
+        assert self._parts is not None, "start() comes first"
+        return self._parts.probe(uri, timeout_s=min(self._source.live_timeout_s, PROBE_STEP_S))
 
     def add_stream(self, spec: StreamSpec, sink: SegmentSink) -> None:
         """Starts a session; an earlier one of the same stream ends."""
@@ -170,6 +183,17 @@ class DecodeEncode:
             session.state = "lost"
             session.feed.stop()
 
+    def drain_stream(self, stream_id: str) -> None:
+        """Stops a stream so that nothing of it is lost: what it sent is committed first, then it is `drained`.
+
+        A live one sends all that it has shown, its open segment too.
+        """
+        session = self._session(stream_id)
+        if session is not None and not session.flushed:
+            session.feed.drain()
+            session.is_draining = True
+            self._wake.set()
+
     def latest(self, stream_id: str) -> list[SegmentMessage]:
         """What the stream has shown and is not yet durable, in time order; the open segment as if it closed now.
 
@@ -207,6 +231,10 @@ class DecodeEncode:
         except Exception as exc:
             self._failure = f"the encoding loop ended: {describe(exc)}"
             raise
+
+    def _session(self, stream_id: str) -> _Session | None:
+        with self._lock:
+            return self._sessions.get(stream_id)
 
     def _now(self) -> list[_Session]:
         with self._lock:
@@ -300,7 +328,9 @@ class DecodeEncode:
                 self._track(session, session.sink.ship(message), segment.segment_no)
             self.clock.count("segments")
             self.clock.count("shipped_bytes", message.features.nbytes)
-        if session.flushed and not session.closed and session.in_flight == 0:
+        if session.is_drained:
+            self._end(session, "drained", "")
+        elif session.flushed and not session.closed and session.in_flight == 0:
             self._end(session, "failed" if session.feed.error else "done", session.feed.error)
 
     def _track(self, session: _Session, future: Future[Any], segment_no: int | None = None) -> None:

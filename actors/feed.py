@@ -43,6 +43,7 @@ class Feed:
         self._bytes = 0
         self._ended = False
         self._stopping = False
+        self._closed = False  # takes in nothing more
         self._space = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"decode-{spec.stream_id}", daemon=True)
 
@@ -55,6 +56,10 @@ class Feed:
             self._stopping = True
             self._frames.clear()
             self._space.notify_all()
+
+    def drain(self) -> None:
+        """Goes no further: another reader will. An archive's frames that wait are dropped, it decodes them again."""
+        self.stop()
 
     def take(self) -> Frame | None:
         """The oldest frame that waits, or None."""
@@ -90,7 +95,7 @@ class Feed:
     def is_exhausted(self) -> bool:
         """Whether the source has come to its end and all of it was taken. One that was stopped never has."""
         with self._space:
-            return self._ended and not self._frames and not self._stopping
+            return (self._ended or self._closed) and not self._frames and not self._stopping
 
     def _run(self) -> None:
         try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actors.views import NewWatch, PlaneState, StreamView, WatchEventView, WatchView
+from actors.views import NewWatch, PlaneState, PoolView, StreamView, WatchEventView, WatchView
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from actors.workers import Decoder
     from streamkv.config import PipelineConfig
@@ -54,6 +54,12 @@ class SupervisorFront:
 
     def decoder_of(self, stream_id: str) -> Decoder | None:
         return self._supervisor.decoder_of(stream_id)
+
+    def pools(self) -> list[PoolView]:
+        return self._supervisor.pools()
+
+    def scale(self, sizes: Mapping[str, int]) -> list[PoolView]:
+        return self._supervisor.scale(sizes)
 
     def stats(self) -> dict[str, float]:
         return self._supervisor.stats()

@@ -15,7 +15,7 @@ from actors.messages import SegmentMessage, StreamSpec, WorkerStatus
 from actors.remote import as_future, wait_for
 from actors.spawn import CONTROL
 from actors.views import GapView
-from streamkv.store import ModelIdentity, SegmentPlace, StreamInfo, StreamState, WatchRecord
+from streamkv.store import ModelIdentity, SegmentPlace, StreamInfo, StreamRecord, StreamState, WatchRecord
 from streamkv.video import VideoInfo
 from streamkv.watches import Watch, WatchAnswer, WatchEvent, WatchQuestion
 
@@ -49,6 +49,9 @@ class DecodeHandle:
     def add_stream(self, spec: StreamSpec, sink: RaySink) -> None:
         wait_for(self.actor.add_stream.remote(spec, sink), CALL_S)
 
+    def drain_stream(self, stream_id: str) -> None:
+        wait_for(_control(self.actor.drain_stream).remote(stream_id), CONTROL_S)
+
     def remove_stream(self, stream_id: str) -> None:
         wait_for(_control(self.actor.remove_stream).remote(stream_id), CALL_S)
 
@@ -62,6 +65,10 @@ class DecodeHandle:
     def kill(self) -> None:
         """Ends the process; Ray starts another in its place."""
         ray.kill(self.actor, no_restart=False)
+
+    def dismiss(self) -> None:
+        """Ends the process for good, or that it is waited for."""
+        ray.kill(self.actor, no_restart=True)
 
 
 class PrefillHandle:
@@ -106,6 +113,10 @@ class PrefillHandle:
         """Ends the process; Ray starts another in its place."""
         ray.kill(self.actor, no_restart=False)
 
+    def dismiss(self) -> None:
+        """Ends the process for good, or that it is waited for."""
+        ray.kill(self.actor, no_restart=True)
+
 
 class StoreHandle:
     """A `StoreActor` elsewhere."""
@@ -130,6 +141,10 @@ class StoreHandle:
     def stream(self, stream_id: str) -> StreamInfo:
         info: StreamInfo = self._again(self.actor.stream, stream_id)
         return info
+
+    def record(self, stream_id: str) -> StreamRecord:
+        record: StreamRecord = self._again(self.actor.record, stream_id)
+        return record
 
     def set_state(self, stream_id: str, state: StreamState, detail: str) -> None:
         self._again(self.actor.set_state, stream_id, state, detail)

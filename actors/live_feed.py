@@ -58,6 +58,13 @@ class LiveFeed(Feed):
         self._source.stop()
         super().stop()
 
+    def drain(self) -> None:
+        """Takes in nothing more; what waits is the last of it, since nobody will be shown it again."""
+        self._source.stop()
+        with self._space:
+            self._closed = True
+        self._on_change()
+
     def take(self) -> Frame | None:
         frame = super().take()
         if isinstance(frame, LiveFrame):
@@ -87,7 +94,7 @@ class LiveFeed(Feed):
 
     def _put(self, frame: Frame) -> None:
         with self._space:
-            if self._stopping:
+            if self._stopping or self._closed:
                 return
             self._rest(frame)
             if self._is_full(frame) and self._thinning < MAX_THINNING:

@@ -87,9 +87,9 @@ class SegmentMessage:
 
 # ---------------------------------------------------------------- to the supervisor
 
-FeedState = Literal["running", "done", "failed", "lost", "full"]
+FeedState = Literal["running", "done", "failed", "lost", "full", "drained"]
 """`failed`: the source cannot go on; `lost`: the next stage did not take a segment, it must resume; `full`: the store
-had no room for one, it must resume when there is."""
+had no room for one, it must resume when there is; `drained`: it was told to stop, and all that it sent is durable."""
 
 
 @dataclass(frozen=True)

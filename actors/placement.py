@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
-from actors.messages import FeedStatus, WorkerStatus
+from actors.messages import FeedStatus
+from actors.pools import Spot
 from actors.workers import Decoder, Prefiller
+
+Decoding: TypeAlias = Spot[Decoder]
+Prefilling: TypeAlias = Spot[Prefiller]
 
 MAX_STRIKES = 5
 """Sessions that a stream may lose in a row without one segment committed; then it is set aside as failed."""
@@ -20,36 +26,27 @@ PAUSE_S, MAX_PAUSE_S = 1.0, 30.0
 """Until a paused stream is looked at again, at first and at most; twice as long each time that it gets no further."""
 
 
-@dataclass
-class Decoding:
-    """One decoder and what was last heard of it; None: nothing, for now."""
-
-    worker: Decoder
-    status: WorkerStatus | None = None
-
-
-@dataclass
-class Prefilling:
-    """One prefiller and what was last heard of it."""
-
-    worker: Prefiller
-    status: WorkerStatus | None = None
-
-
-@dataclass
+@dataclass(eq=False)
 class Charge:
-    """A stream that is to be ingested. It stays with its workers for as long as it is one."""
+    """A stream that is to be ingested. It stays with its workers unless a pool grows, shrinks or loses one."""
 
     stream_id: str
     decoding: Decoding | None = None
     prefilling: Prefilling | None = None
+    to_decoding: Decoding | None = None  # where it moves to; None: it stays
+    to_prefilling: Prefilling | None = None
+    draining_since: float = 0.0  # time.monotonic(); 0: its session is not told to stop
+    is_busy: bool = False  # a call about it is under way; only the supervisor's own thread makes it so
+    waits: str = ""  # why there is no place for it; empty: there is, or it was not looked for
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    """Held by whoever begins, ends or removes the stream."""
     epoch: int = 0  # of its session; 0: it has none
     last_epoch: int = 0  # that this supervisor took for it
     feed: FeedStatus | None = None
     restarts: int = 0
     strikes: int = 0
     next_segment_no: int = 0  # when its session began
-    begun_at: float = 0.0  # time.monotonic() of its session
+    begun_at: float = 0.0  # time.monotonic() when its session had begun
     not_before: float = 0.0  # time.monotonic() of the next attempt
     paused: str = ""  # why there is no room for its next segment; empty: it is not paused
     pauses: int = 0  # in a row, without one segment committed
@@ -72,7 +69,12 @@ class Charge:
     def is_on_probation(self) -> bool:
         """Whether its worker's end would be its doing: it is a suspect, and the last one that began there."""
         lasts_s = PROBATION_S * 2 ** (self.strikes - 1)
-        return self.is_suspect and self.epoch > 0 and time.monotonic() - self.begun_at < lasts_s
+        has_begun = self.epoch > 0 and time.monotonic() - self.begun_at < lasts_s
+        return self.is_suspect and (has_begun or (self.is_busy and self.epoch == 0))
+
+    @property
+    def is_moving(self) -> bool:
+        return self.to_decoding is not None or self.to_prefilling is not None
 
     def begin(self, epoch: int, next_segment_no: int) -> None:
         """Notes a session; progress since the last one forgives all strikes and pauses."""
@@ -83,39 +85,59 @@ class Charge:
         self.epoch, self.next_segment_no = epoch, next_segment_no
         self.begun_at = time.monotonic()
 
+    @property
+    def spots(self) -> list[Decoding | Prefilling]:
+        """All workers that it is with, or goes to."""
+        spots = (self.decoding, self.prefilling, self.to_decoding, self.to_prefilling)
+        return [spot for spot in spots if spot is not None]
+
+    def home(self, pool: str) -> str:
+        """The name of its worker of that pool, where it moves to if it does; empty: it has none."""
+        spot: Decoding | Prefilling | None
+        spot = (
+            self.to_decoding or self.decoding if pool == "encode" else self.to_prefilling or self.prefilling
+        )
+        return spot.name if spot is not None else ""
+
+    def send(self, pool: str, spot: Spot[Any]) -> None:
+        """Notes where it is to be; its session there begins when the one before has ended."""
+        if pool == "encode":
+            self.to_decoding = None if spot is self.decoding else spot
+        else:
+            self.to_prefilling = None if spot is self.prefilling else spot
+
+    def arrive(self) -> None:
+        """Notes that its next session begins where it moves to."""
+        self.decoding, self.to_decoding = self.to_decoding or self.decoding, None
+        self.prefilling, self.to_prefilling = self.to_prefilling or self.prefilling, None
+
+    def hand_over(self) -> None:
+        """Notes that its session has ended in good order, and the next one is due at once."""
+        self.arrive()
+        self.epoch, self.feed, self.draining_since, self.not_before = 0, None, 0.0, 0.0
+
     def is_taken(self, catalog_epoch: int) -> bool:
         """Whether another supervisor has taken the stream over since."""
         return self.last_epoch not in (0, catalog_epoch)
 
     def lose(self, *, is_blamed: bool = True) -> None:
         """Notes that the session, or the attempt at one, is over."""
-        self.epoch = 0
+        self.epoch, self.draining_since = 0, 0.0
         self.restarts += 1
         self.strikes += is_blamed
         self.not_before = time.monotonic() + BACKOFF_S * 2 ** max(0, self.strikes - 1)
 
     def pause(self, why: str) -> None:
         """Notes that the session, if there was one, is over until there is room."""
-        self.epoch, self.feed, self.paused = 0, None, why
+        self.epoch, self.feed, self.paused, self.draining_since = 0, None, why, 0.0
         self.not_before = time.monotonic() + min(MAX_PAUSE_S, PAUSE_S * 2 ** min(self.pauses, 9))
         self.pauses += 1
 
 
-def on_probation(charges: Iterable[Charge]) -> dict[int, str]:
-    """Of each decoder, by its `id`, the stream that is on probation there."""
-    return {id(charge.decoding): charge.stream_id for charge in charges if charge.is_on_probation}
-
-
-def place(
-    charge: Charge,
-    charges: Iterable[Charge],
-    decoders: Sequence[Decoding],
-    prefillers: Sequence[Prefilling],
-) -> tuple[Decoding, Prefilling]:
-    """The stream's workers: the least loaded at first, from then on the same."""
-    others = list(charges)
-    if charge.decoding is None:
-        charge.decoding = min(decoders, key=lambda d: sum(c.decoding is d for c in others))
-    if charge.prefilling is None:
-        charge.prefilling = min(prefillers, key=lambda p: sum(c.prefilling is p for c in others))
-    return charge.decoding, charge.prefilling
+def on_probation(charges: Iterable[Charge]) -> dict[str, str]:
+    """Of each decoder, by its name, the stream that is on probation there."""
+    return {
+        charge.decoding.name: charge.stream_id
+        for charge in charges
+        if charge.decoding is not None and charge.is_on_probation
+    }

@@ -24,7 +24,11 @@ from actors.front import SupervisorFront
 from actors.roles import DECODE_ENCODE, NAMESPACE, PREFILL, ROLE_SHARE, SUPERVISOR
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from actors.decode_encode import DecodeParts
     from actors.handles import CommitThroughStore, DecodeHandle, PrefillHandle, RaySink, StoreHandle
+    from actors.prefill import PrefillParts
     from streamkv.config import PipelineConfig, PoolConfig
     from streamkv.store import ModelIdentity
 
@@ -57,28 +61,35 @@ def ensure_supervisor(config: PipelineConfig) -> Any:
 
 
 class RayWorkers:
-    """Makes the supervisor's workers as actors of the cluster."""
+    """Makes the supervisor's workers as actors of the cluster; `load_...` is what each loads when it starts."""
 
-    def __init__(self, config: PipelineConfig) -> None:
+    def __init__(
+        self,
+        config: PipelineConfig,
+        load_decode: Callable[[PipelineConfig], DecodeParts] | None = None,
+        load_prefill: Callable[[PipelineConfig], PrefillParts] | None = None,
+    ) -> None:
+        from actors.parts import load_decode_parts, load_prefill_parts
+
         self._config = config
+        self._load_decode = load_decode or load_decode_parts
+        self._load_prefill = load_prefill or load_prefill_parts
 
     def decoder(self) -> DecodeHandle:
         from actors.decode_encode import DecodeEncode
         from actors.handles import DecodeHandle
-        from actors.parts import load_decode_parts
 
         config = self._config
         actor = _worker(DecodeEncode, config.encode, DECODE_ENCODE, control_threads=4)
-        load = partial(load_decode_parts, config)
+        load = partial(self._load_decode, config)
         return DecodeHandle(actor.remote(load, config.source, in_flight=config.prefill.in_flight))
 
     def prefiller(self) -> PrefillHandle:
         from actors.handles import PrefillHandle
-        from actors.parts import load_prefill_parts
         from actors.prefill import Prefill
 
         actor = _worker(Prefill, self._config.prefill, PREFILL, control_threads=1)
-        return PrefillHandle(actor.remote(partial(load_prefill_parts, self._config)))
+        return PrefillHandle(actor.remote(partial(self._load_prefill, self._config)))
 
     def store(self, identity: ModelIdentity) -> StoreHandle:
         from actors.handles import StoreHandle
@@ -108,4 +119,5 @@ def _worker(cls: type, pool: PoolConfig, role: str, *, control_threads: int) -> 
         max_restarts=FOREVER,
         max_task_retries=0,  # a segment that may have been ingested is not sent again: the stream resumes
         concurrency_groups={CONTROL: control_threads},
+        scheduling_strategy="SPREAD",  # over the nodes of that role, so that a lost one takes few with it
     )(cls)

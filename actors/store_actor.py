@@ -11,7 +11,15 @@ from actors.timing import StageClock
 from actors.upkeep import Upkeep
 from actors.webhooks import WebhookSender
 from streamkv.config import StoreConfig, WatchConfig
-from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore, StreamInfo, StreamState, WatchRecord
+from streamkv.store import (
+    ModelIdentity,
+    SegmentPlace,
+    SegmentStore,
+    StreamInfo,
+    StreamRecord,
+    StreamState,
+    WatchRecord,
+)
 from streamkv.watches import Watch, WatchAnswer, WatchEvent
 
 
@@ -56,6 +64,10 @@ class StoreActor:
 
     def stream(self, stream_id: str) -> StreamInfo:
         return self._store().stream(stream_id)
+
+    def record(self, stream_id: str) -> StreamRecord:
+        """As `stream`, without the sums over its segments."""
+        return self._store().record(stream_id)
 
     def set_state(self, stream_id: str, state: StreamState, detail: str) -> None:
         self._store().set_state(stream_id, state, detail)

@@ -1,40 +1,36 @@
 """Looks after every stream: places it, follows it, and resumes it from its last commit when a worker is lost.
 
 It keeps nothing that is not in the catalog, so that its own death costs nothing but time: a new one reads the
-catalog and resumes every stream that has not come to an end.
+catalog and resumes every stream that has not come to an end. (Sizes that an operator set for the pools are in a file
+beside the catalog.)
 
     registered -> ingesting -> done | failed      a lost session is followed by another, with a new epoch
                    |    ^
                    v    |
                    paused      while the store has no room for the stream's next segment; others go on
+
+One thread looks at the workers and decides; it waits for no call about a stream.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Literal
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 
 from actors.failures import NotReadyError, WorkerLostError, describe
-from actors.messages import StreamSpec
-from actors.placement import Charge, Decoding, Prefilling, on_probation, place
-from actors.standing import make_watch, questions_of, view_event, view_watch
+from actors.placement import Charge, on_probation
+from actors.sessions import Sessions
+from actors.staff import AnySpot, Staff
+from actors.standing import make_watch, view_event, view_watch
 from actors.timing import StageClock, add_totals
-from actors.views import GapView, NewWatch, PlaneState, StreamView, WatchEventView, WatchView
+from actors.views import GapView, NewWatch, PlaneState, PoolView, StreamView, WatchEventView, WatchView
 from actors.workers import CatalogKeeper, Decoder, Workers
 from streamkv.compression import make_compressor
 from streamkv.config import PipelineConfig
-from streamkv.errors import (
-    ConfigError,
-    StoreFullError,
-    StreamExistsError,
-    StreamKVError,
-    UnknownStreamError,
-    WatchLimitError,
-)
+from streamkv.errors import ConfigError, StreamExistsError, StreamKVError, UnknownStreamError, WatchLimitError
 from streamkv.store import StreamInfo
 from streamkv.store.layout import check_stream_id
 from streamkv.uris import redact_uri
@@ -42,6 +38,10 @@ from streamkv.uris import redact_uri
 BUSY_S, IDLE_S = 0.2, 1.0
 """Time between two looks at the workers, while streams are ingested and while none is."""
 LAST_STATES = ("done", "failed", "stopped")
+MOVES_AT_ONCE = 8
+"""Streams that are between two workers at a time: a live one misses what is shown meanwhile."""
+DRAIN_S = 60.0
+"""A session that has not come to its end by then is ended where it is."""
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +53,14 @@ class Supervisor:
         self.clock = StageClock()
         self._config = config
         self._workers = workers
-        self._decoders: list[Decoding] = []
-        self._prefillers: list[Prefilling] = []
+        self._staff = Staff(config, workers)
+        self._sessions = Sessions(workers, self.clock, has=self._has, let_go=self._let_go)
         self._store: CatalogKeeper | None = None
         self._state = PlaneState("starting")
         self._charges: dict[str, Charge] = {}
-        self._probation: dict[int, str] = {}  # of each decoder; as it was when this look began
-        self._changes = threading.RLock()  # one begins, ends or removes a stream at a time
+        self._changes = threading.Lock()  # guards the dict, not what is in it
+        self._probation: dict[str, str] = {}  # of each decoder; as it was when this look began
+        self._under_way = 0  # streams that are between two workers
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervise", daemon=True)
@@ -76,7 +77,7 @@ class Supervisor:
         `tenant`: whose it is; the streams of a tenant share `store.retention.tenant_bytes`.
 
         Raises:
-            StreamIdError, StreamExistsError, SourceError, ConfigError: nothing is registered then.
+            StreamIdError, StreamExistsError, SourceError, ConfigError, CapacityError: nothing is registered then.
         """
         store = self._ready()
         check_stream_id(stream_id)
@@ -86,24 +87,26 @@ class Supervisor:
                 f"guidance: preset {self._config.preset!r} keeps every frame, so that there is nothing to guide; "
                 "add the stream without it"
             )
-        if any(info.stream_id == stream_id for info in store.streams()):
+        with suppress(UnknownStreamError):
+            store.record(stream_id)
             raise StreamExistsError(
                 f"stream {stream_id!r} exists already; choose another id, or remove it first"
             )
-        found = self._decoders[0].worker.probe(uri)
-        config = {
-            "preset": self._config.preset,
-            "sample_fps": self._config.source.sample_fps,
-            "duration_s": found.duration_s,
-            "width": found.width,
-            "height": found.height,
-            "codec": found.codec,
-            "is_live": found.is_live,
-            "guidance": guidance,
-        }
-        store.add_stream(stream_id, uri, config, tenant)
-        with self._changes:
-            self._charges[stream_id] = Charge(stream_id)
+        with self._staff.admitted(len(self._charges)):
+            found = self._staff.a_decoder(self._all()).probe(uri)
+            config = {
+                "preset": self._config.preset,
+                "sample_fps": self._config.source.sample_fps,
+                "duration_s": found.duration_s,
+                "width": found.width,
+                "height": found.height,
+                "codec": found.codec,
+                "is_live": found.is_live,
+                "guidance": guidance,
+            }
+            store.add_stream(stream_id, uri, config, tenant)
+            with self._changes:
+                self._charges[stream_id] = Charge(stream_id)
         self._wake.set()
         return self.stream(stream_id)
 
@@ -118,11 +121,12 @@ class Supervisor:
     def remove_stream(self, stream_id: str) -> None:
         """Ends a stream's ingest, then takes its rows and files away; a held one goes on (LegalHoldError)."""
         store = self._ready()
-        with self._changes:
-            store.stream(stream_id).check_not_held()
-            charge = self._charges.pop(stream_id, None)
+        charge = self._charges.get(stream_id)
+        with charge.lock if charge is not None else nullcontext():
+            store.record(stream_id).check_not_held()
             if charge is not None:
-                self._close(charge)
+                self._let_go(charge)
+                self._sessions.close(charge)
             store.remove_stream(stream_id)
 
     def add_watch(self, new: NewWatch) -> tuple[WatchView, str]:
@@ -135,14 +139,16 @@ class Supervisor:
         """
         store = self._ready()
         watch = make_watch(new, self._config)
-        with self._changes:
-            state = store.stream(watch.stream_id).state
+        charge = self._charges.get(watch.stream_id)
+        with charge.lock if charge is not None else nullcontext():
+            state = store.record(watch.stream_id).state
             if state in LAST_STATES:
                 raise WatchLimitError(
                     f"stream {watch.stream_id!r} is {state}: it will show nothing new; ask it a question instead"
                 )
             store.add_watch(watch, self._config.watch.max_per_stream)
-            self._tell_watches(watch.stream_id)
+            if charge is not None:
+                self._sessions.tell_watches_now(charge)
         return self.watch(watch.id), "" if new.secret else watch.secret
 
     def watches(self, stream_id: str | None = None) -> list[WatchView]:
@@ -156,8 +162,10 @@ class Supervisor:
     def remove_watch(self, watch_id: str) -> None:
         """Takes a watch and its events away; what is on its way to its webhook is not sent any more."""
         store = self._ready()
-        with self._changes:
-            self._tell_watches(store.remove_watch(watch_id))
+        charge = self._charges.get(store.remove_watch(watch_id))
+        if charge is not None:
+            with charge.lock:
+                self._sessions.tell_watches_now(charge)
 
     def watch_events(self, after: Sequence[tuple[str, int]], limit: int) -> list[list[WatchEventView] | None]:
         """For each watch and segment number: up to `limit` events of later segments; None: there is no such watch."""
@@ -169,9 +177,28 @@ class Supervisor:
         charge = self._charges.get(stream_id)
         return charge.decoding.worker if charge is not None and charge.decoding is not None else None
 
+    def pools(self) -> list[PoolView]:
+        """The workers of each stage and how many streams each has."""
+        self._ready()
+        return self._staff.views(self._all())
+
+    def scale(self, sizes: Mapping[str, int]) -> list[PoolView]:
+        """Sets sizes of pools, by name, also for later supervisors; 0: as the configuration and the load have it.
+
+        Returns at once: workers start and end, and streams move, while it is ingested.
+
+        Raises:
+            ConfigError: there is no such pool, or no such size.
+            CapacityError: the streams would not find a place in it.
+        """
+        self._ready()
+        self._staff.scale(sizes, len(self._charges))
+        self._wake.set()
+        return self.pools()
+
     def stats(self) -> dict[str, float]:
         """Seconds and counts of each stage since the workers started; `active_streams` are in care now."""
-        totals = [self.clock.totals(), *(p.status.totals for p in self._spots() if p.status)]
+        totals = [self.clock.totals(), *(p.status.totals for p in self._staff.spots if p.status)]
         if self._store is not None:
             totals.append(self._store.totals())
         return {**add_totals(totals), "active_streams": float(len(self._charges))}
@@ -181,9 +208,8 @@ class Supervisor:
         self._stopping.set()
         self._wake.set()
         self._thread.join(timeout=30)
-        for worker in [p.worker for p in self._spots()]:
-            with suppress(WorkerLostError):
-                worker.shutdown()
+        self._sessions.shutdown()
+        self._staff.shutdown()
         if self._store is not None:
             with suppress(WorkerLostError):
                 self._store.shutdown()
@@ -211,179 +237,133 @@ class Supervisor:
 
     def _bring_up(self) -> None:
         """Makes and starts the workers, and takes every unfinished stream into care."""
-        config, workers = self._config, self._workers
-        self._decoders = [Decoding(workers.decoder()) for _ in range(config.encode.actors)]
-        self._prefillers = [Prefilling(workers.prefiller()) for _ in range(config.prefill.actors)]
-        with ThreadPoolExecutor() as together:
-            decoders = [together.submit(d.worker.start) for d in self._decoders]
-            identities = [together.submit(p.worker.start) for p in self._prefillers]
-            store: CatalogKeeper = workers.store(identities[0].result())
+        self._staff.begin()
+        try:
+            store: CatalogKeeper = self._workers.store(self._staff.identity.result())
             store.start()
-            for identity in identities:
-                identity.result()
-            for decoder in decoders:
-                decoder.result()
-        for prefilling in self._prefillers:
-            prefilling.worker.set_commit(workers.commit(store))
-        for info in store.streams():
+        except Exception as exc:
+            self._staff.opened.set_exception(exc)  # prefillers wait for it
+            raise
+        self._staff.opened.set_result(store)
+        self._staff.gather()
+        for info in sorted(store.streams(), key=lambda info: info.created_at):
             if info.state not in LAST_STATES:
                 self._charges[info.stream_id] = Charge(info.stream_id)
+        self._sessions.open(store)
         self._store = store
 
     def _look_after(self) -> None:
-        for each in self._spots():
-            self._poll(each)
-        with self._changes:
-            self._probation = on_probation(self._charges.values())
-        for charge in list(self._charges.values()):
-            with self._changes:
-                if self._charges.get(charge.stream_id) is charge:
-                    with suppress(StoreFullError):  # of the catalog; the next look tries again, others go on
+        self._hear()
+        charges = self._all()
+        self._probation = on_probation(charges)
+        self._under_way = sum(charge.draining_since > 0 for charge in charges)
+        self._staff.resize(charges)
+        self._staff.give_places(charges)
+        for charge in charges:
+            if not charge.is_busy and charge.lock.acquire(blocking=False):
+                try:
+                    if self._has(charge):
                         self._attend(charge)
+                finally:
+                    charge.lock.release()
+        self._staff.dismiss(self._all())
 
-    def _poll(self, spot: Decoding | Prefilling) -> None:
-        """Hears from a worker. One whose process is new is started; the streams that it had begin again."""
-        before = spot.status
-        try:
-            spot.status = spot.worker.status()
-            if spot.status.failure:
-                log.warning("a worker is replaced: %s", spot.status.failure)
-                spot.worker.kill()
-                spot.status = None
-            elif not spot.status.started:
-                self._revive(spot)
-                spot.status = spot.worker.status()
-        except WorkerLostError:
-            spot.status = None
-        self.clock.count("polls")
-        is_same = before is None or (
-            spot.status is not None and before.incarnation == spot.status.incarnation
-        )
-        if not is_same and isinstance(spot, Prefilling):  # a decoder's streams are missed one by one
-            with self._changes:
-                for charge in list(self._charges.values()):
-                    if charge.prefilling is spot and charge.epoch:
-                        self._lose(charge, "its prefill actor was lost")
+    def _hear(self) -> None:
+        """Hears from all workers: what one has lost is to begin again, what it has left over ends."""
+        self._staff.hear()
+        self.clock.count("polls", len(self._staff.spots))
+        for charge in self._all():
+            spot = charge.prefilling  # a decoder's streams are missed one by one: it says which it has
+            if spot is not None and charge.epoch and not charge.is_busy and charge.begun_at < spot.lost_at:
+                self._sessions.lose(charge, "its prefill actor was lost")
+        for decoding in self._staff.encode.spots:
+            if decoding.status is not None:
+                running = [name for name, feed in decoding.status.feeds.items() if feed.state == "running"]
+                self._forget(running, decoding, decoding.worker.remove_stream)
+        for prefilling in self._staff.prefill.spots:
+            if prefilling.status is not None:
+                self._forget(prefilling.status.windows, prefilling, prefilling.worker.close_stream)
 
-    def _revive(self, spot: Decoding | Prefilling) -> None:
-        spot.worker.start()
-        if isinstance(spot, Prefilling) and self._store is not None:
-            spot.worker.set_commit(self._workers.commit(self._store))
+    def _forget(self, stream_ids: Iterable[str], spot: AnySpot, end: Callable[[str], None]) -> None:
+        """A worker that was cut off goes on with streams that were given to others meanwhile, or removed."""
+        for stream_id in stream_ids:
+            charge = self._charges.get(stream_id)
+            if charge is None or not (charge.is_busy or spot in charge.spots):
+                self._sessions.forget(end, stream_id)
 
-    # ---- one stream; all under `_changes`
+    # ---- one stream, with its lock held
 
     def _attend(self, charge: Charge) -> None:
         if charge.epoch == 0:
-            if charge.is_due and not (charge.is_suspect and id(charge.decoding) in self._probation):
-                self._begin(charge)  # what the decoder says of it is heard at the next look
+            charge.arrive()
+            self._begin_if_due(charge)
             return
-        assert charge.decoding is not None
-        if charge.decoding.status is None:
-            return  # away; when it is back it will not know the stream
-        feed = charge.decoding.status.feeds.get(charge.stream_id)
+        decoding, prefilling = charge.decoding, charge.prefilling
+        assert decoding is not None
+        assert prefilling is not None
+        if charge.is_moving and (decoding.is_gone or prefilling.is_gone):
+            self._sessions.lose(charge, "its worker has been away for too long", is_blamed=False)
+            return
+        asked_at, status = decoding.asked_at, decoding.status
+        if status is None or asked_at < charge.begun_at:
+            return  # away, and when it is back it will not know the stream; or it was not asked since
+        feed = status.feeds.get(charge.stream_id)
         if feed is None or feed.epoch != charge.epoch:
-            suspect = self._probation.get(id(charge.decoding), charge.stream_id)
-            self._lose(charge, "its decoder was restarted", is_blamed=suspect == charge.stream_id)
+            suspect = self._probation.get(decoding.name, charge.stream_id)
+            is_blamed = suspect == charge.stream_id
+            self._sessions.lose(charge, "its decoder was restarted", is_blamed=is_blamed)
         elif feed.state == "running":
             charge.feed = feed
+            self._move_on(charge)
         elif feed.state == "full":
-            self._pause(charge, feed.detail)
+            self._sessions.pause(charge, feed.detail)
         elif feed.state == "lost":
-            self._lose(charge, feed.detail)
+            self._sessions.lose(charge, feed.detail)
+        elif feed.state == "drained":
+            self._sessions.hand_over(charge)
         else:
-            self._finish(charge, feed.state, feed.detail)
-        if charge.epoch and charge.has_untold_watches:
-            self._tell_watches(charge.stream_id)
+            self._sessions.finish(charge, feed.state, feed.detail)
+        if charge.epoch and charge.has_untold_watches and not charge.is_busy:
+            self._sessions.tell_watches(charge)
 
-    def _tell_watches(self, stream_id: str) -> None:
-        """Tells the stream's prefiller what to ask, now, or when that fails at each look until it knows.
-
-        A stream without a session has a prefiller that hears of them when the next one begins.
-        """
-        charge = self._charges.get(stream_id)
-        if charge is None or not charge.epoch or charge.prefilling is None:
+    def _begin_if_due(self, charge: Charge) -> None:
+        """Where it is to be; a suspect begins alone on its decoder."""
+        decoding, prefilling = charge.decoding, charge.prefilling
+        if decoding is None or prefilling is None or not charge.is_due:
             return
-        charge.has_untold_watches = True
-        with suppress(WorkerLostError, UnknownStreamError):
-            questions = questions_of(self._ready().watches_of(stream_id))
-            charge.prefilling.worker.set_watches(stream_id, questions)
-            charge.has_untold_watches = False
-
-    def _begin(self, charge: Charge) -> None:
-        """Opens a session on the stream's workers, from its last commit on."""
-        store = self._ready()
-        decoding, prefilling = place(charge, self._charges.values(), self._decoders, self._prefillers)
-        if decoding.status is None or prefilling.status is None:
+        if not (decoding.has_place and prefilling.has_place):
             return
-        try:
-            if charge.is_taken(store.stream(charge.stream_id).epoch):
-                log.warning("stream %s: another supervisor has taken it over", charge.stream_id)
-                self._charges.pop(charge.stream_id, None)
+        if charge.is_suspect:
+            if decoding.name in self._probation:
                 return
-            if why := store.room(charge.stream_id):
-                self._pause(charge, why)
-                return
-            charge.last_epoch = 0  # should the call fail, nobody knows whether it took one
-            epoch = charge.last_epoch = store.begin_writing(charge.stream_id)
-            info = store.stream(charge.stream_id)  # after the epoch: nobody else commits from here on
-            guidance = str(info.config.get("guidance", ""))
-            watches = questions_of(store.watches_of(info.stream_id))
-            prefilling.worker.open_stream(info.stream_id, epoch, info.next_segment_no, guidance, watches)
-            spec = StreamSpec(
-                info.stream_id,
-                info.uri,
-                epoch,
-                start_s=info.resume_s,
-                next_segment_no=info.next_segment_no,
-                is_live=bool(info.config.get("is_live", False)),
-                origin_s=info.created_at,
-            )
-            decoding.worker.add_stream(spec, self._workers.sink(prefilling.worker, store))
-            store.set_state(info.stream_id, "ingesting", "")
-        except UnknownStreamError:  # removed behind our back
-            self._charges.pop(charge.stream_id, None)
-        except StoreFullError as exc:  # of the catalog
-            self._pause(charge, str(exc))
-        except (StreamKVError, RuntimeError) as exc:
-            self._lose(charge, describe(exc))
-        else:
-            charge.begin(epoch, info.next_segment_no)
-            if charge.is_on_probation:
-                self._probation[id(decoding)] = charge.stream_id
-            charge.feed = None
-            self.clock.count("sessions")
+            self._probation[decoding.name] = charge.stream_id
+        self._sessions.begin(charge, decoding, prefilling)
 
-    def _lose(self, charge: Charge, why: str, *, is_blamed: bool = True) -> None:
-        log.warning("stream %s: its session is lost: %s", charge.stream_id, why)
-        charge.lose(is_blamed=is_blamed)
-        if charge.is_poisoned:
-            why = f"set aside after {charge.strikes} restarts without a segment in between; the last: {why}"
-            self._finish(charge, "failed", why)
-
-    def _pause(self, charge: Charge, why: str) -> None:
-        """Until there is room: what is committed stays, what is in flight is ingested again then."""
-        log.warning("stream %s: paused: %s", charge.stream_id, why)
-        self._close(charge)
-        charge.pause(why)
-        with suppress(UnknownStreamError):
-            self._ready().set_state(charge.stream_id, "paused", why)
-
-    def _finish(self, charge: Charge, state: Literal["done", "failed"], detail: str) -> None:
-        with suppress(UnknownStreamError):
-            self._ready().set_state(charge.stream_id, state, detail)
-        self._charges.pop(charge.stream_id, None)
-        self._close(charge)
-
-    def _close(self, charge: Charge) -> None:
-        """The decoder first: what it had shipped is then done with when the window closes."""
-        if charge.decoding is not None:
-            with suppress(WorkerLostError):
-                charge.decoding.worker.remove_stream(charge.stream_id)
-        if charge.prefilling is not None:
-            with suppress(WorkerLostError):
-                charge.prefilling.worker.close_stream(charge.stream_id)
+    def _move_on(self, charge: Charge) -> None:
+        """A stream that is to be elsewhere stops where it is, unless too many are on their way."""
+        now = time.monotonic()
+        if charge.draining_since:
+            if now - charge.draining_since > DRAIN_S:
+                log.warning("stream %s: moves before all that it sent is committed", charge.stream_id)
+                self._sessions.hand_over(charge)
+        elif charge.is_moving and self._under_way < MOVES_AT_ONCE:
+            self._under_way += 1
+            charge.draining_since = now
+            self._sessions.drain(charge)
 
     # ---- inside
+
+    def _all(self) -> list[Charge]:
+        with self._changes:
+            return list(self._charges.values())
+
+    def _has(self, charge: Charge) -> bool:
+        return self._charges.get(charge.stream_id) is charge
+
+    def _let_go(self, charge: Charge) -> None:
+        with self._changes:
+            if self._has(charge):
+                del self._charges[charge.stream_id]
 
     def _ready(self) -> CatalogKeeper:
         if self._store is None or self._state.phase != "ready":
@@ -391,18 +371,16 @@ class Supervisor:
             raise NotReadyError(f"the ingest plane is not ready, it is {self._state.phase}{detail}")
         return self._store
 
-    def _spots(self) -> Sequence[Decoding | Prefilling]:
-        return [*self._decoders, *self._prefillers]
-
     def _view(self, info: StreamInfo) -> StreamView:
         charge = self._charges.get(info.stream_id)
+        waits = charge.waits if charge is not None and not charge.paused else ""
         position_s = charge.feed.position_s if charge is not None and charge.feed is not None else 0.0
         return StreamView(
             stream_id=info.stream_id,
             uri=redact_uri(info.uri),
             # A full disk may not even take the catalog's note that the stream is paused.
-            state="paused" if charge is not None and charge.paused else info.state,
-            detail=charge.paused if charge is not None and charge.paused else info.detail,
+            state="paused" if charge is not None and charge.paused else "registered" if waits else info.state,
+            detail=(charge.paused if charge is not None else "") or waits or info.detail,
             duration_s=float(info.config.get("duration_s", 0.0)),
             position_s=max(info.as_of_s, position_s),
             as_of_s=info.as_of_s,

@@ -94,6 +94,29 @@ class WatchEventView:
 
 
 @dataclass(frozen=True)
+class WorkerView:
+    """One actor of a pool."""
+
+    name: str
+    state: Literal["starting", "up", "away", "leaving"]
+    streams: int
+    detail: str = ""  # why it does not start
+
+
+@dataclass(frozen=True)
+class PoolView:
+    """The actors of one stage."""
+
+    name: str  # `encode`, `prefill`
+    size: int  # that it is to have
+    lowest: int  # within which its size follows the load; the same: it does not
+    highest: int
+    is_set: bool  # by `scale`; its size does not follow the load then
+    busy: float | None  # share of the last minutes that its actors were at work; None: not known yet
+    workers: tuple[WorkerView, ...]
+
+
+@dataclass(frozen=True)
 class PlaneState:
     """Whether the ingest plane takes streams."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi.responses import JSONResponse
 
-from actors.views import PlaneState, StreamView
+from actors.views import PlaneState, PoolView, StreamView
 from pipeline import dialogue, http_errors, openai, watches
 from pipeline.dialogue import Picture
 from pipeline.keys import KeyFile
@@ -16,7 +16,10 @@ from pipeline.schemas import (
     Answer,
     ErrorResponse,
     Health,
+    NewSizes,
     NewStream,
+    Pool,
+    PoolList,
     Question,
     Search,
     SearchResult,
@@ -48,6 +51,10 @@ class Backend(openai.Asking, watches.Watching, Protocol):
     async def segments(self, stream_id: str, after: int, limit: int) -> SegmentList: ...
 
     async def picture(self, stream_id: str, at_s: float) -> Picture: ...
+
+    async def pools(self) -> list[PoolView]: ...
+
+    async def scale(self, sizes: dict[str, int]) -> list[PoolView]: ...
 
     async def stats(self) -> dict[str, float]: ...
 
@@ -149,6 +156,17 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
         """The picture on show at a time, from the source; `X-At-Seconds` is later where footage is missing."""
         picture = await backend.picture(stream_id, at_s)
         return Response(picture.jpeg, media_type="image/jpeg", headers={"X-At-Seconds": f"{picture.at_s:g}"})
+
+    @app.get("/v1/pools")
+    async def list_pools() -> PoolList:
+        """The actors of each stage of ingest, and how many streams each has."""
+        return PoolList(pools=[Pool.of(view) for view in await backend.pools()])
+
+    @app.put("/v1/pools")
+    async def scale(sizes: NewSizes) -> PoolList:
+        """Sets the size of pools, also for later; actors start and end, and streams move, while it is ingested."""
+        named = sizes.model_dump(exclude_none=True)
+        return PoolList(pools=[Pool.of(view) for view in await backend.scale(named)])
 
     @app.get("/v1/stats")
     async def stats() -> dict[str, float]:

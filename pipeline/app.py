@@ -26,7 +26,7 @@ from actors.failures import WorkerLostError
 from actors.remote import plain_error
 from actors.roles import ANSWER, ROLE_SHARE
 from actors.spawn import ensure_supervisor, find_supervisor
-from actors.views import NewWatch, PlaneState, StreamView, WatchEventView, WatchView
+from actors.views import NewWatch, PlaneState, PoolView, StreamView, WatchEventView, WatchView
 from pipeline import schemas
 from pipeline.dialogue import Picture, Query, Reply, SearchQuery
 from pipeline.http_errors import DeadlineError, OverloadedError
@@ -262,6 +262,14 @@ class ServeBackend:
     ) -> list[list[WatchEventView] | None]:
         found: list[list[WatchEventView] | None] = await self._supervise("watch_events", after, limit)
         return found
+
+    async def pools(self) -> list[PoolView]:
+        pools: list[PoolView] = await self._supervise("pools")
+        return pools
+
+    async def scale(self, sizes: dict[str, int]) -> list[PoolView]:
+        pools: list[PoolView] = await self._supervise("scale", sizes)
+        return pools
 
     async def stats(self) -> dict[str, float]:
         stats: dict[str, float] = await self._supervise("stats")

@@ -175,6 +175,15 @@ class Client:
                 raise _error_of(response)
             yield from read_events(response.iter_lines())
 
+    def pools(self) -> list[Json]:
+        pools: list[Json] = self._call("GET", "/v1/pools")["pools"]
+        return pools
+
+    def scale(self, encode: int | None = None, prefill: int | None = None) -> list[Json]:
+        """Sets the size of pools; 0: as the configuration and the load have it; None: as it is."""
+        pools: list[Json] = self._call("PUT", "/v1/pools", {"encode": encode, "prefill": prefill})["pools"]
+        return pools
+
     def stats(self) -> dict[str, float]:
         return self._call("GET", "/v1/stats")
 

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from actors.failures import NotReadyError, WorkerLostError
 from streamkv.errors import (
+    CapacityError,
     CorruptSegmentError,
     ModelError,
     ObjectStoreError,
@@ -46,6 +47,7 @@ STATUS: dict[type[Exception], int] = {
     ModelError: 500,
     SegmentGoneError: 503,  # asked again, it is answered from what is left
     StoreFullError: 503,
+    CapacityError: 503,  # streams end, and pools grow
     ObjectStoreError: 503,
     StoreError: 409,  # nothing committed yet, another model's store, a legal hold, or too many watches
     StreamKVError: 422,  # a question, a watch or a setting

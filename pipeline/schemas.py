@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from actors.views import GapView, LiveView, StreamView
+from actors.views import GapView, LiveView, PoolView, StreamView
 
 Moment = Annotated[float, Field(strict=True, allow_inf_nan=False)] | Annotated[str, Field(max_length=64)]
 From = Annotated[
@@ -140,6 +140,66 @@ class Stream(BaseModel):
 
 class StreamList(BaseModel):
     streams: list[Stream]
+
+
+class Worker(BaseModel):
+    """An actor of a pool."""
+
+    name: str
+    state: Annotated[str, Field(description="starting, up, away or leaving")]
+    streams: Annotated[int, Field(description="that it has, or that are on their way to it")]
+    detail: Annotated[str, Field(description="why it does not start")] = ""
+
+
+class Pool(BaseModel):
+    """The actors of one stage of ingest."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "encode",
+                    "size": 2,
+                    "lowest": 1,
+                    "highest": 4,
+                    "is_set": False,
+                    "busy": 0.71,
+                    "workers": [
+                        {"name": "encode-0", "state": "up", "streams": 40, "detail": ""},
+                        {"name": "encode-1", "state": "starting", "streams": 0, "detail": ""},
+                    ],
+                }
+            ]
+        }
+    )
+
+    name: Annotated[str, Field(description="encode or prefill")]
+    size: Annotated[int, Field(description="actors that it is to have")]
+    lowest: Annotated[int, Field(description="the configuration's range, within which it follows the load")]
+    highest: int
+    is_set: Annotated[bool, Field(description="its size was set, and does not follow the load")]
+    busy: Annotated[float | None, Field(description="share of the last minutes at work; null: not known yet")]
+    workers: list[Worker]
+
+    @classmethod
+    def of(cls, view: PoolView) -> Pool:
+        return cls(**asdict(view))
+
+
+class PoolList(BaseModel):
+    pools: list[Pool]
+
+
+PoolSize = Annotated[int, Field(ge=0, le=10_000)]
+
+
+class NewSizes(BaseModel):
+    """How many actors each pool is to have; 0: as the configuration and the load have it; null: as it is."""
+
+    model_config = example(encode=3, prefill=2)
+
+    encode: PoolSize | None = None
+    prefill: PoolSize | None = None
 
 
 class Segment(BaseModel):

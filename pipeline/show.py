@@ -39,6 +39,34 @@ def wait_for_streams(client: Client, stream_ids: Sequence[str]) -> list[dict[str
             time.sleep(POLL_S)
 
 
+def wait_for_pools(client: Client) -> list[dict[str, Any]]:
+    """Returns when every pool has the actors that it is to have, and no others."""
+    while True:
+        pools = client.pools()
+        if all([w["state"] for w in pool["workers"]] == ["up"] * pool["size"] for pool in pools):
+            return pools
+        time.sleep(POLL_S)
+
+
+def print_pools(pools: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("pool", "actors", "busy", "actor", "state", "streams", "detail"):
+        table.add_column(name, justify="right" if name in ("actors", "busy", "streams") else "left")
+    for pool in pools:
+        rule = "set" if pool["is_set"] else f"{pool['lowest']} to {pool['highest']}"
+        size_text = (
+            str(pool["size"])
+            if pool["lowest"] == pool["size"] == pool["highest"]
+            else f"{pool['size']} ({rule})"
+        )
+        busy = f"{pool['busy']:.0%}" if pool["busy"] is not None else ""
+        for i, worker in enumerate(pool["workers"]):
+            first = (pool["name"], size_text, busy) if i == 0 else ("", "", "")
+            shown = (worker["name"], worker["state"], str(worker["streams"]), escape(worker["detail"]))
+            table.add_row(*first, *shown)
+    out.print(table)
+
+
 def print_streams(streams: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("stream", "state", "ingested", "of", "segments", "frames", "stored", "gaps", "source"):

@@ -345,18 +345,45 @@ class PoolConfig:
     """What an actor pool costs."""
 
     actors: int = 1
+    """Actors of the pool; with `max_actors` the fewest. `streamkv scale` sets another number while it runs."""
     cpus: float = 0.5
     gpus: float = 0.0
     in_flight: int = 2
     """Segments of one stream that may wait for the next stage before this one pauses."""
+    max_actors: int = 0
+    """The pool grows up to this and shrinks down to `actors` by its load; 0: it keeps its size."""
 
     def __post_init__(self) -> None:
         _check(
             [
                 _need(self.actors >= 1, "pool.actors", self.actors, ">= 1"),
+                _need(
+                    self.max_actors == 0 or self.max_actors >= self.actors,
+                    "pool.max_actors",
+                    self.max_actors,
+                    f"0, or pool.actors ({self.actors}) and more",
+                ),
                 _need(self.in_flight >= 1, "pool.in_flight", self.in_flight, ">= 1"),
             ]
         )
+
+    @property
+    def most_actors(self) -> int:
+        return max(self.actors, self.max_actors)
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """Which streams are taken in."""
+
+    max_streams_per_decoder: int = 0
+    """Streams that an actor of the pool `encode` may have at a time; 0: any number."""
+    when_full: Literal["refuse", "queue"] = "refuse"
+    """A stream for which there is no place: `refuse` it, or have it wait as `registered` in a `queue`."""
+
+    def __post_init__(self) -> None:
+        limit = self.max_streams_per_decoder
+        _check([_need(limit >= 0, "ingest.max_streams_per_decoder", limit, ">= 0")])
 
 
 @dataclass(frozen=True)
@@ -456,6 +483,7 @@ class PipelineConfig:
     store: StoreConfig = field(default_factory=StoreConfig)
     encode: PoolConfig = field(default_factory=PoolConfig)
     prefill: PoolConfig = field(default_factory=PoolConfig)
+    ingest: IngestConfig = field(default_factory=IngestConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
 

@@ -6,6 +6,7 @@ StreamKVError
 ├── ModelError            a checkpoint cannot be loaded or is of an unknown family
 ├── QuestionError         a question is empty or too long, or about a time without footage
 ├── WatchError            a watch's webhook or confidence cannot be had
+├── CapacityError         the ingest plane has no place for another stream
 ├── BatchError            a batch's questions, footage or output cannot be used
 ├── SuiteError            an evaluation's annotations are missing or malformed
 │   └── MissingVideoError     a video that the annotations name is not in the folder
@@ -50,6 +51,10 @@ class QuestionError(StreamKVError, ValueError):
 
 class WatchError(StreamKVError, ValueError):
     """A watch's webhook cannot be posted to or signed, or the model does not say how sure its answers are."""
+
+
+class CapacityError(StreamKVError):
+    """No place for another stream, or a pool is to become too small for those that it has."""
 
 
 class BatchError(StreamKVError):

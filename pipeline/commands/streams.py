@@ -1,4 +1,4 @@
-"""`add`, `ls`, `rm`, `ask` and `search`: what a running server is asked for."""
+"""`add`, `ls`, `rm`, `scale`, `ask` and `search`: what a running server is asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import typer
 from rich.markup import escape
 
 from pipeline.commands.options import DEFAULT, FromOption, HomeOption, JsonOption, ToOption, UrlOption
-from pipeline.show import print_answer, print_found, print_streams, wait_for_streams
+from pipeline.show import (
+    print_answer,
+    print_found,
+    print_pools,
+    print_streams,
+    wait_for_pools,
+    wait_for_streams,
+)
 from pipeline.terminal import FAILED, friendly, out, print_json
 
 if TYPE_CHECKING:
@@ -20,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: [bold]streamkv add lobby footage/lobby.mp4 --wait[/]")(add)
     app.command(epilog="Example: [bold]streamkv ls[/]")(ls)
     app.command(epilog="Example: [bold]streamkv rm lobby[/]")(rm)
+    app.command(epilog="Example: [bold]streamkv scale --encode 3 --wait[/]")(scale)
     app.command(epilog="Example: [bold]streamkv ask lobby 'what colour is the bus at 14:07?'[/]")(ask)
 
     app.command(epilog="Example: [bold]streamkv search 'where is the red truck?'[/]")(search)
@@ -94,6 +102,32 @@ def rm(
             print_json({"removed": stream_id})
         else:
             out.print(f"removed {escape(stream_id)}")
+
+
+def scale(
+    encode: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Actors that decode and encode; 0: as configured, and by load.", show_default=False
+        ),
+    ] = None,
+    prefill: Annotated[
+        int | None, typer.Option(min=0, help="The same of those that prefill.", show_default=False)
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when all of them are there.")] = False,
+    home: HomeOption = DEFAULT,
+    url: UrlOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show the actors of each stage of ingest, or change how many there are: streams go on meanwhile."""
+    with friendly(as_json=as_json), connect(home, url) as client:
+        pools = client.pools() if encode is None and prefill is None else client.scale(encode, prefill)
+        if wait:
+            pools = wait_for_pools(client)
+        if as_json:
+            print_json(pools)
+        else:
+            print_pools(pools)
 
 
 def ask(

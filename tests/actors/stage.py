@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from tiny import random_segment_kv
 
 from actors.decode_encode import DecodeEncode, DecodeParts
 from actors.failures import WorkerLostError
@@ -22,18 +20,18 @@ from actors.prefill import Prefill, PrefillParts
 from actors.store_actor import StoreActor
 from actors.supervisor import Supervisor
 from actors.views import GapView
-from streamkv.config import PipelineConfig, SegmentConfig, SourceConfig, StoreConfig
+from bench import fakes
+from bench.fakes import GEOMETRY, IDENTITY, SEGMENTS, CountingEngine, MeanEncoder
+from streamkv.config import PipelineConfig, SourceConfig, StoreConfig
 from streamkv.grid import OnGap
-from streamkv.memory import VideoMemory
 from streamkv.segmentation import Segmenter
 from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore
-from streamkv.types import Evidence, Frame, Geometry, Segment, SegmentKV
+from streamkv.types import Evidence, Frame, SegmentKV
 from streamkv.video import VideoInfo
 from streamkv.watches import WatchAnswer, WatchQuestion
 
-GEOMETRY = Geometry(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, hidden_dim=16, frame_tokens=3)
-IDENTITY = ModelIdentity("fake", GEOMETRY, "float32")
-SEGMENTS = SegmentConfig(policy="uniform", min_frames=1, max_frames=4, max_seconds=0)
+__all__ = ["GEOMETRY", "IDENTITY", "SEGMENTS", "CountingEngine", "MeanEncoder", "prefill_parts"]
+
 SOURCE = SourceConfig(sample_fps=1.0, batch_frames=4, queue_frames=6)
 
 
@@ -68,47 +66,6 @@ class Footage:
             raise RuntimeError("the tape is torn")
 
 
-class MeanEncoder:
-    """A frame's features are its first pixel. A value in `poison` cannot be encoded."""
-
-    def __init__(self, poison: Sequence[int] = ()) -> None:
-        self.poison = set(poison)
-        self.batches: list[int] = []
-
-    def encode_frames(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
-        values = [int(frame[0, 0, 0]) for frame in frames]
-        if self.poison & set(values):
-            raise ValueError("poison")
-        self.batches.append(len(frames))
-        shape = (len(frames), GEOMETRY.frame_tokens, GEOMETRY.hidden_dim)
-        return torch.tensor(values).view(-1, 1, 1).expand(shape).float().clone()
-
-
-class CountingEngine:
-    """A window is the list of segment numbers that went in; it must never see one twice or out of order."""
-
-    def __init__(self) -> None:
-        self.heard: set[str] = set()  # guidance prompts
-
-    def open_window(self, memory: VideoMemory | None = None) -> list[int]:
-        return [s.segment_no for s in memory.segments] if memory is not None else []
-
-    def prefill(self, window: list[int], segment: Segment, guidance: str = "") -> SegmentKV:
-        self.heard.add(guidance)
-        # Retention may have taken the beginning of what it was opened with.
-        wanted = list(range(segment.segment_no - len(window), segment.segment_no))
-        assert window == wanted
-        assert window or segment.segment_no == 0
-        window.append(segment.segment_no)
-        return replace(
-            random_segment_kv(GEOMETRY, segment.segment_no, num_frames=len(segment.spans_s)),
-            start_s=segment.start_s,
-            end_s=segment.end_s,
-            num_source_frames=segment.num_source_frames,
-            resume_s=segment.resume_s,
-        )
-
-
 def ask(segment: SegmentKV, questions: Sequence[WatchQuestion]) -> list[WatchAnswer]:
     """To `every N` it answers how many times N segments there were before; `never` is not shown."""
     evidence = (Evidence(segment.segment_no, segment.start_s, segment.end_s, 1.0, 1),)
@@ -123,18 +80,16 @@ def ask(segment: SegmentKV, questions: Sequence[WatchQuestion]) -> list[WatchAns
     ]
 
 
-def recall(config: StoreConfig, stream_id: str) -> VideoMemory:
-    with SegmentStore.open(config.root, catalog_url=config.catalog_url, read_only=True) as store:
-        return store.reader(stream_id).refresh()
+def prefill_parts(config: StoreConfig) -> PrefillParts:
+    return replace(fakes.prefill_parts(config), ask=ask)
+
+
+def probe(uri: str, *, timeout_s: float) -> VideoInfo:
+    return VideoInfo(float(tape_length(uri)), 1.0, 2, 2, "tape")
 
 
 def decode_parts(footage: Footage, encoder: MeanEncoder) -> DecodeParts:
-    return DecodeParts(encoder, partial(Segmenter, SEGMENTS), footage.open)
-
-
-def prefill_parts(config: StoreConfig) -> PrefillParts:
-    device, root = torch.device("cpu"), Path(config.root)
-    return PrefillParts(CountingEngine(), IDENTITY, device, root, "fp16", partial(recall, config), ask)
+    return DecodeParts(encoder, partial(Segmenter, SEGMENTS), footage.open, probe=probe)
 
 
 class Mortal:
@@ -144,6 +99,7 @@ class Mortal:
         self._make = make
         self.instance = make()
         self.is_away = False
+        self.is_dismissed = False
         self.lives = 1
 
     def __getattr__(self, name: str) -> Any:
@@ -164,6 +120,10 @@ class Mortal:
         self.lives += 1
         threading.Thread(target=old.shutdown, daemon=True).start()
 
+    def dismiss(self) -> None:
+        """Ends for good."""
+        self.is_away = self.is_dismissed = True
+
 
 @dataclass
 class LocalSink:
@@ -176,13 +136,6 @@ class LocalSink:
 
     def add_gap(self, stream_id: str, gap: GapView) -> Future[None]:
         return self.thread.submit(self.store.add_gap, stream_id, gap.start_s, gap.end_s, gap.reason)
-
-
-class TapeDecodeEncode(DecodeEncode):
-    """Its probe reads the tape's length from the URI."""
-
-    def probe(self, uri: str) -> VideoInfo:
-        return VideoInfo(float(tape_length(uri)), 1.0, 2, 2, "tape")
 
 
 class LocalWorkers:
@@ -205,7 +158,7 @@ class LocalWorkers:
 
     def decoder(self) -> Mortal:
         load = partial(decode_parts, self.footage, self.encoder)
-        self.decoders.append(Mortal(lambda: TapeDecodeEncode(load, SOURCE, in_flight=2)))
+        self.decoders.append(Mortal(lambda: DecodeEncode(load, SOURCE, in_flight=2)))
         return self.decoders[-1]
 
     def prefiller(self) -> Mortal:

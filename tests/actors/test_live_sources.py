@@ -13,7 +13,9 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 
+import numpy as np
 import pytest
 from clips import steady, write_clip
 from live_servers import camera, free_port
@@ -345,3 +347,86 @@ def test_archives_still_wait(tmp_path: Path) -> None:
     assert actor.status().feeds["s"].live is None
     assert not {"dropped_frames", "thinned_frames"} & set(actor.status().totals)
     actor.shutdown()
+
+
+# ---------------------------------------------------------------- streams that move to another decoder
+
+
+class Channel:
+    """A live source that shows a frame whenever it is told to."""
+
+    outage = None
+    connections = 1
+
+    def __init__(self) -> None:
+        self.shown: SimpleQueue[Frame | None] = SimpleQueue()
+        self.count = 0
+
+    def show(self, count: int) -> None:
+        for _ in range(count):
+            self.shown.put(
+                Frame(np.full((2, 2, 3), self.count, np.uint8), self.count / 2, self.count / 2 + 0.5)
+            )
+            self.count += 1
+
+    def frames(self) -> Iterator[Frame]:
+        return iter(self.shown.get, None)
+
+    def stop(self) -> None:
+        self.shown.put(None)
+
+
+def test_live_stream_that_is_drained_sends_all_that_it_has_shown() -> None:
+    """What waits for the tower and the open segment too; it is drained when that is durable, and not before."""
+    channel = Channel()
+    source = replace(LIVE, queue_frames=64)
+    loaded = DecodeParts(
+        MeanEncoder(),
+        partial(Segmenter, SEGMENTS),
+        partial(_open_source, source),
+        lambda spec, on_gap: channel,
+    )
+    actor = DecodeEncode(lambda: loaded, source, in_flight=1)
+    actor.start()
+    sink = Ledger(holds=True)
+    try:
+        actor.add_stream(spec_of("tcp://nowhere:1"), sink)
+        channel.show(14)  # three segments and a half
+        wait_until(lambda: actor.status().feeds["s"].queued > 0 and len(sink.messages) == 1)
+        actor.drain_stream("s")
+        channel.show(6)  # too late: whoever reads it next sees to that
+        for sent in range(1, 5):
+            wait_until(lambda sent=sent: len(sink.messages) == sent)
+            assert actor.status().feeds["s"].state == "running"
+            sink.waiting.pop().set_result(True)
+        wait_until(lambda: actor.status().feeds["s"].state == "drained")
+    finally:
+        actor.shutdown()
+    assert sink.frames("s") == [k / 2 for k in range(14)]
+    assert [m.segment_no for m in sink.messages] == [0, 1, 2, 3]
+
+
+def test_camera_that_moves_misses_what_it_shows_meanwhile_and_says_so(
+    supervise: Callable[[], tuple[Supervisor, CameraWorkers]], cam: tuple[Camera, str], tmp_path: Path
+) -> None:
+    supervisor, workers = supervise()
+    other = Camera(cam[0].footage)
+    with camera(other) as port:
+        supervisor.add_stream("one", cam[1])
+        supervisor.add_stream("two", f"tcp://127.0.0.1:{port}")
+        wait_until(lambda: all(view.num_segments > 0 for view in supervisor.streams()))
+        supervisor.scale({"encode": 2})
+        wait_until(lambda: supervisor.stats().get("handovers") == 1)
+        wait_until(lambda: [len(w.instance.status().feeds) for w in workers.decoders] == [1, 1])
+        (name,) = workers.decoders[1].instance.status().feeds
+        before = supervisor.stream(name).num_segments
+        wait_until(lambda: supervisor.stream(name).num_segments > before, 40)
+        assert {view.restarts for view in supervisor.streams()} == {0}
+        supervisor.shutdown()
+        other.cut()
+    with SegmentStore.open(tmp_path / "store", read_only=True) as store:
+        spans = [(s.start_s, s.end_s) for s in store.reader(name).refresh().segments]
+        gaps = store.stream(name).gaps
+    assert all(a[1] <= b[0] for a, b in pairwise(spans)), "nothing twice"
+    holes = [(a[1], b[0]) for a, b in pairwise(spans) if a[1] < b[0]]
+    assert all(any(g.start_s <= s and e <= g.end_s for g in gaps) for s, e in holes), "nothing in silence"

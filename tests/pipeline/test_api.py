@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from actors.failures import NotReadyError, WorkerLostError
-from actors.views import GapView, PlaneState, StreamView
+from actors.views import GapView, PlaneState, PoolView, StreamView, WorkerView
 from pipeline import schemas
 from pipeline.api import MAX_BODY_BYTES, make_api
 from pipeline.dialogue import Query, Reply, SearchQuery
@@ -43,6 +43,7 @@ ANSWER = schemas.Answer(
     span=schemas.Span(start_s=0.5, end_s=None, words="since 9:05"),
 )
 
+POOL = PoolView("encode", 2, 1, 4, False, 0.7, (WorkerView("encode-0", "up", 40),))
 MOMENT = schemas.FoundMoment(segment=2, start_s=1.0, end_s=2.0, score=7.5)
 FOUND = schemas.SearchResult(
     streams=[schemas.FoundStream(stream_id="lobby", score=7.5, moments=[MOMENT], answer=ANSWER)],
@@ -61,6 +62,7 @@ class FakeBackend:
         self.queries: list[Query] = []
         self.searches: list[SearchQuery] = []
         self.removed: list[str] = []
+        self.sizes: list[dict[str, int]] = []
 
     async def state(self) -> PlaneState:
         return self.phase
@@ -92,6 +94,15 @@ class FakeBackend:
         self._raise()
         self.searches.append(query)
         return FOUND
+
+    async def pools(self) -> list[PoolView]:
+        self._raise()
+        return [POOL]
+
+    async def scale(self, sizes: dict[str, int]) -> list[PoolView]:
+        self._raise()
+        self.sizes.append(sizes)
+        return [POOL]
 
     async def stats(self) -> dict[str, float]:
         return {"frames": 14}
@@ -158,6 +169,24 @@ def test_a_stream_may_say_whose_it_is(call: Caller) -> None:
     added = call("POST", "/v1/streams", json=new).json()
     assert (added["tenant"], added["legal_hold"]) == ("acme", "")
     assert call("POST", "/v1/streams", json=new | {"tenant": "x" * 201}).status_code == 422
+
+
+def test_pools_are_shown_and_get_the_sizes_that_are_named(call: Caller, backend: FakeBackend) -> None:
+    (pool,) = call("GET", "/v1/pools").json()["pools"]
+    assert (pool["name"], pool["size"], pool["busy"]) == ("encode", 2, 0.7)
+    assert pool["workers"] == [{"name": "encode-0", "state": "up", "streams": 40, "detail": ""}]
+    for body in ({"encode": 3}, {"encode": 0, "prefill": 2}, {}):
+        assert call("PUT", "/v1/pools", json=body).json()["pools"] == [pool]
+        assert backend.sizes[-1] == body
+    for wrong in ({"encode": -1}, {"encode": 1.5}, {"decode": 2}, {"prefill": 10_001}):
+        assert call("PUT", "/v1/pools", json=wrong).status_code == 422
+
+
+def test_a_full_plane_says_when_to_come_back(call: Caller, backend: FakeBackend) -> None:
+    backend.error = errors.CapacityError("no place for another stream: 20 are ingested")
+    response = call("POST", "/v1/streams", json={"id": "a", "uri": "a.mp4"})
+    assert (response.status_code, response.json()["error"]["type"]) == (503, "CapacityError")
+    assert int(response.headers["retry-after"]) > 0
 
 
 def test_an_answer_says_what_it_rests_on(call: Caller, backend: FakeBackend) -> None:

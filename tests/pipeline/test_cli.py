@@ -27,7 +27,21 @@ from pipeline.worlds import write_world
 from streamkv.errors import ConfigError
 
 runner = CliRunner()
-COMMANDS = ["up", "down", "add", "ls", "rm", "ask", "search", "demo", "world", "eval", "batch", "inspect"]
+COMMANDS = [
+    "up",
+    "down",
+    "add",
+    "ls",
+    "rm",
+    "scale",
+    "ask",
+    "search",
+    "demo",
+    "world",
+    "eval",
+    "batch",
+    "inspect",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -53,7 +67,8 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["ls"], ["add", "a", "b.mp4"], ["rm", "a"], ["ask", "a", "what?"], ["search", "what?"]]
+    "command",
+    [["ls"], ["add", "a", "b.mp4"], ["rm", "a"], ["scale"], ["ask", "a", "what?"], ["search", "what?"]],
 )
 def test_without_a_server_the_way_to_one_is_named(tmp_path: Path, command: list[str]) -> None:
     result = runner.invoke(app, [*command, "--home", str(tmp_path)])

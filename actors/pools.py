@@ -1,0 +1,206 @@
+"""The workers of one stage: made, started, asked how they are, started again, and let go. Knows nothing of streams.
+
+starting -> up <-> away        each look asks every worker; one that is away for long loses its streams
+             |
+             v
+          leaving              once no stream is with it any more, it ends for good
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from actors.balance import leavers
+from actors.failures import WorkerLostError, describe
+from actors.load import BusyMeter, work_s
+from actors.messages import WorkerStatus
+from actors.views import PoolView, WorkerView
+from actors.workers import Worker
+from streamkv.config import PoolConfig
+
+AWAY_S = 30.0
+"""A worker that has not been heard of for this long loses its streams to the others."""
+HEAR_S = 0.5
+"""How long a look waits for answers; one that comes later is there at the next look."""
+RETRY_S = 5.0
+"""Until a worker that did not start is tried again."""
+MAX_ASKED = 64
+"""Workers that are asked at once."""
+
+W = TypeVar("W", bound=Worker)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Spot(Generic[W]):
+    """A worker's place in its pool, and what was last heard of it."""
+
+    name: str  # never used again
+    worker: W
+    status: WorkerStatus | None = None  # None: nothing was heard, for now
+    asked_at: float = 0.0  # time.monotonic() when that was asked for
+    lost_at: float = 0.0  # time.monotonic() when its process was last found to be away, or another one
+    away_since: float = 0.0  # time.monotonic(); 0: it is not away
+    is_new: bool = True  # streams were not shared with it yet
+    is_leaving: bool = False
+    detail: str = ""  # why it does not start
+    not_before: float = 0.0  # time.monotonic() of the next attempt to start it
+    starting: Future[None] | None = None
+    asking: Future[None] | None = None
+
+    @property
+    def state(self) -> Literal["starting", "up", "away", "leaving"]:
+        if self.is_leaving:
+            return "leaving"
+        if self.status is not None:
+            return "up"
+        return "away" if self.away_since else "starting"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has been away for so long that nobody waits for it."""
+        return self.away_since > 0 and time.monotonic() - self.away_since > AWAY_S
+
+    @property
+    def has_place(self) -> bool:
+        """Whether streams may begin here."""
+        return self.status is not None and not self.is_leaving
+
+
+class Pool(Generic[W]):
+    """All is called by the supervisor's own thread, but for `view`."""
+
+    def __init__(
+        self, name: str, config: PoolConfig, make: Callable[[], W], start: Callable[[W], object]
+    ) -> None:
+        """`start` loads what the worker needs; once more changes nothing."""
+        self.name = name
+        self.config = config
+        self.size = 0
+        self.meter = BusyMeter(time.monotonic())
+        self.spots: list[Spot[W]] = []
+        self._make = make
+        self._start = start
+        self._made = 0
+        self._asking = ThreadPoolExecutor(MAX_ASKED, f"ask-{name}")
+
+    def resize(self, size: int, loads: Mapping[str, int]) -> None:
+        """Makes workers, or has some leave; `loads`: the streams of each, by name. Returns at once."""
+        if size != self.size:
+            self.meter.begin_anew()
+        self.size = size
+        staying = [spot for spot in self.spots if not spot.is_leaving]
+        for spot in [spot for spot in self.spots if spot.is_leaving][: max(0, size - len(staying))]:
+            spot.is_leaving, spot.is_new = False, True
+            staying.append(spot)
+        for _ in range(size - len(staying)):
+            spot = Spot(f"{self.name}-{self._made}", self._make())
+            self._made += 1
+            self._begin_to_start(spot)
+            self.spots = [*self.spots, spot]
+        if size < len(staying):
+            idle = [spot.name for spot in staying if spot.status is None]
+            names = leavers({s.name: loads.get(s.name, 0) for s in staying}, len(staying) - size, idle=idle)
+            for spot in staying:
+                spot.is_leaving = spot.name in names
+
+    def dismiss(self, in_use: Collection[Spot[W]]) -> None:
+        """Ends the workers that leave and have no stream."""
+        for spot in [spot for spot in self.spots if spot.is_leaving and spot not in in_use]:
+            log.info("worker %s ends: its pool has shrunk", spot.name)
+            self.spots = [other for other in self.spots if other is not spot]
+            with suppress(WorkerLostError):
+                if spot.status is not None:
+                    spot.worker.shutdown()
+            with suppress(WorkerLostError):
+                spot.worker.dismiss()
+
+    def hear(self) -> None:
+        """Asks every worker how it is, all at once."""
+        for spot in self.spots:
+            if spot.asking is None or spot.asking.done():
+                spot.asking = self._asking.submit(self._ask, spot)
+        wait([spot.asking for spot in self.spots if spot.asking is not None], HEAR_S)
+        heard = [spot.status for spot in self.spots if spot.status is not None]
+        self.meter.tell(
+            {status.incarnation: work_s(status.totals, self.config.cpus) for status in heard},
+            time.monotonic(),
+        )
+
+    def view(self, loads: Mapping[str, int], size: int, *, is_set: bool) -> PoolView:
+        rounds = self.meter.rounds
+        return PoolView(
+            name=self.name,
+            size=size,
+            lowest=self.config.actors,
+            highest=self.config.most_actors,
+            is_set=is_set,
+            busy=sum(rounds) / len(rounds) if rounds else None,
+            workers=tuple(
+                WorkerView(spot.name, spot.state, loads.get(spot.name, 0), spot.detail) for spot in self.spots
+            ),
+        )
+
+    def shutdown(self) -> None:
+        for spot in self.spots:
+            with suppress(WorkerLostError):
+                spot.worker.shutdown()
+        self._asking.shutdown(wait=False, cancel_futures=True)
+
+    # ---- one worker; in a thread that asks, which is one at a time for each
+
+    def _ask(self, spot: Spot[W]) -> None:
+        if spot.starting is not None:
+            if not spot.starting.done():
+                return
+            exc, spot.starting = spot.starting.exception(), None
+            spot.detail = describe(exc) if exc is not None else ""
+            if exc is not None:
+                log.warning("worker %s does not start: %s", spot.name, spot.detail)
+                spot.not_before = time.monotonic() + RETRY_S
+        asked_at = time.monotonic()
+        try:
+            status: WorkerStatus | None = spot.worker.status()
+        except WorkerLostError:
+            status = None
+        if status is not None and status.failure:
+            log.warning("worker %s is replaced: %s", spot.name, status.failure)
+            spot.worker.kill()
+            status = None
+        elif status is not None and not status.started:
+            status = None
+            if asked_at >= spot.not_before:
+                self._begin_to_start(spot)
+        self._note(spot, status, asked_at)
+
+    def _note(self, spot: Spot[W], status: WorkerStatus | None, asked_at: float) -> None:
+        before = spot.status
+        if before is not None and (status is None or status.incarnation != before.incarnation):
+            spot.lost_at = time.monotonic()
+            spot.away_since = spot.lost_at
+        if status is not None:
+            spot.is_new = spot.is_new or spot.is_gone
+            spot.away_since = 0.0
+        spot.status = status
+        spot.asked_at = asked_at  # last: whoever reads it first reads a status that is no older
+
+    def _begin_to_start(self, spot: Spot[W]) -> None:
+        """In a thread of its own: a large model loads for minutes, and a worker may wait for a node as long."""
+        spot.starting = started = Future[None]()
+
+        def start() -> None:
+            try:
+                self._start(spot.worker)
+                started.set_result(None)
+            except Exception as exc:
+                started.set_exception(exc)
+
+        threading.Thread(target=start, name=f"start-{spot.name}", daemon=True).start()
