@@ -32,7 +32,7 @@ def make_watch(new: NewWatch, config: PipelineConfig) -> Watch:
     return Watch(
         id=f"watch_{secrets.token_hex(12)}",
         stream_id=new.stream_id,
-        question=check_question(new.question, config.serve.max_question_chars),
+        question=check_question(new.question.replace("\0", " "), config.serve.max_question_chars),
         min_confidence=_min_confidence(new, config),
         when_gone=new.when_gone,
         url=new.url,

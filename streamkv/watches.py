@@ -129,7 +129,7 @@ def shown(answer: WatchAnswer, min_confidence: float) -> str:
     """The answer as it counts; empty: the footage does not show it."""
     if answer.confidence is not None and answer.confidence < min_confidence:
         return ""
-    text = answer.text.strip()
+    text = answer.text.replace("\0", "").strip()  # PostgreSQL takes none in a text
     return "" if text == NOT_SHOWN else text
 
 

@@ -260,7 +260,7 @@ class Catalog:
             session.add(SegmentRow(**asdict(place), committed_at=time.time()))
             stream.next_segment_no += 1
             stream.resume_s = place.resume_s
-            note_answers(session, place.stream_id, place.segment_no, answers)
+            note_answers(session, place, answers)
             return True
 
     def switch(self, old: SegmentPlace, new: SegmentPlace, publish: Callable[[], object]) -> bool:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from streamkv.errors import UnknownWatchError, WatchLimitError
 from streamkv.store import rows
+from streamkv.store.records import SegmentPlace
 from streamkv.store.tables import WatchEventRow, WatchRow
 from streamkv.types import Evidence
 from streamkv.watches import Delivery, DeliveryState, Watch, WatchAnswer, WatchEvent, is_change, shown
@@ -49,20 +50,20 @@ class Due:
 # ---- within the transactions of streams
 
 
-def note_answers(session: Session, stream_id: str, segment_no: int, answers: Sequence[WatchAnswer]) -> None:
+def note_answers(session: Session, place: SegmentPlace, answers: Sequence[WatchAnswer]) -> None:
     """Has watches hear what the segment answers. Those that were removed meanwhile are passed over."""
     if not answers:
         return
     by_id = {answer.watch_id: answer for answer in answers}
     found = session.scalars(
-        select(WatchRow).where(WatchRow.stream_id == stream_id, WatchRow.id.in_(by_id))
+        select(WatchRow).where(WatchRow.stream_id == place.stream_id, WatchRow.id.in_(by_id))
     ).all()
     for row in found:
         answer = by_id[row.id]
         now = shown(answer, row.min_confidence)
         if is_change(row.answer, now, when_gone=row.when_gone):
-            session.add(_fired(row, answer, now, segment_no))
-        row.answer, row.segment_no = now, segment_no
+            session.add(_fired(row, answer, now, place))
+        row.answer, row.segment_no = now, place.segment_no
 
 
 def forget_events(session: Session, stream_id: str, stop: int) -> None:
@@ -80,11 +81,11 @@ def _ids_of(stream_id: str) -> Select[Any]:
     return select(WatchRow.id).where(WatchRow.stream_id == stream_id)
 
 
-def _fired(watch: WatchRow, answer: WatchAnswer, now: str, segment_no: int) -> WatchEventRow:
-    strongest = answer.evidence[0]
+def _fired(watch: WatchRow, answer: WatchAnswer, now: str, place: SegmentPlace) -> WatchEventRow:
+    strongest = answer.evidence[0] if answer.evidence else place
     return WatchEventRow(
         watch_id=watch.id,
-        segment_no=segment_no,
+        segment_no=place.segment_no,
         start_s=strongest.start_s,
         end_s=strongest.end_s,
         answer=now,

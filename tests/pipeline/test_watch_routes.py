@@ -453,13 +453,20 @@ def test_the_command_line_adds_lists_and_removes(run: Any, backend: WatchBackend
 
 def test_the_command_line_follows(run: Any, backend: WatchBackend) -> None:
     backend.events = [event(0), event(3), event(5)]
-    threading.Timer(1.0, lambda: setattr(backend, "is_removed", True)).start()
-    told = run("follow", "watch_1", "--after", "0", "--json")
-    assert told.exit_code == 1, "there are no more: it was removed"
-    lines = told.stdout.splitlines()
-    assert [json.loads(line)["segment"] for line in lines[:2]] == [3, 5]
-    backend.is_removed = False
-    threading.Timer(1.0, lambda: setattr(backend, "is_removed", True)).start()
-    shown = run("follow", "watch_1").stdout
-    assert "0:01 to 0:02" in shown
-    assert "(was not shown)" in shown
+
+    def remove_when_all_is_told() -> None:
+        wait_until(lambda: any(number == 5 for look in backend.looks for _, number in look))
+        backend.is_removed = True
+
+    for form in (["--after", "0", "--json"], []):
+        backend.is_removed, backend.looks = False, []
+        remover = threading.Thread(target=remove_when_all_is_told)
+        remover.start()
+        told = run("follow", "watch_1", *form)
+        remover.join()
+        assert told.exit_code == 1, "there are no more: it was removed"
+        if form:
+            assert [json.loads(line)["segment"] for line in told.stdout.splitlines()[:2]] == [3, 5]
+        else:
+            assert told.stdout.count("0:01 to 0:02") == 3
+            assert "(was not shown)" in told.stdout

@@ -43,6 +43,7 @@ def answer(text: str, confidence: float | None = None) -> WatchAnswer:
         (NOT_SHOWN, 0.99, ""),
         (f" {NOT_SHOWN}\n", None, ""),
         ("  ", 0.99, ""),
+        ("re\0d", 0.99, "red"),
     ],
 )
 def test_an_answer_that_is_unlikely_or_none_is_not_shown(

@@ -76,6 +76,13 @@ def test_watches_tell_what_changed_and_nothing_else(store: SegmentStore) -> None
     assert third.num_events == {"none": 5}
 
 
+def test_an_answer_without_evidence_is_that_of_its_segment(store: SegmentStore) -> None:
+    store.watches.add(COLOUR, PLENTY)
+    commit(store, store.begin_writing("cam"), 0, [WatchAnswer("colour", "red", None, ())])
+    (event,) = events_of(store, "colour")
+    assert (event.start_s, event.end_s, event.confidence, event.evidence) == (0.0, 4.0, None, ())
+
+
 def test_a_repeated_commit_tells_nothing_again(store: SegmentStore) -> None:
     store.watches.add(COLOUR, PLENTY)
     epoch = store.begin_writing("cam")
