@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -97,6 +98,22 @@ class Client:
         }
         return self._call("POST", "/v1/search", body)
 
+    def save(self, link: str, path: Path) -> None:
+        """Writes what is behind an answer's link, such as its clip, whole or not at all."""
+        partial = path.with_name(f".{path.name}.tmp")
+        try:
+            with self._http.stream("GET", link) as response, partial.open("wb") as file:
+                if not response.is_success:
+                    response.read()
+                    raise _error_of(response)
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
+            partial.replace(path)
+        except httpx.TransportError as exc:
+            raise self._silent(exc) from exc
+        finally:
+            partial.unlink(missing_ok=True)
+
     def stats(self) -> dict[str, float]:
         return self._call("GET", "/v1/stats")
 
@@ -104,13 +121,20 @@ class Client:
         try:
             response = self._http.request(method, path, json=body)
         except httpx.TransportError as exc:
-            raise NotRunningError(
-                f"server {self.url}: no answer ({type(exc).__name__}); start it with: streamkv up"
-            ) from exc
+            raise self._silent(exc) from exc
         if response.is_success:
             return dict(response.json()) if response.content else {}
-        try:
-            error = response.json()["error"]
-            raise ServerError(response.status_code, error["type"], error["message"])
-        except (ValueError, KeyError, TypeError):
-            raise ServerError(response.status_code, "HTTPError", response.text[:500]) from None
+        raise _error_of(response)
+
+    def _silent(self, exc: httpx.TransportError) -> NotRunningError:
+        return NotRunningError(
+            f"server {self.url}: no answer ({type(exc).__name__}); start it with: streamkv up"
+        )
+
+
+def _error_of(response: httpx.Response) -> ServerError:
+    try:
+        error = response.json()["error"]
+        return ServerError(response.status_code, error["type"], error["message"])
+    except (ValueError, KeyError, TypeError):
+        return ServerError(response.status_code, "HTTPError", response.text[:500])

@@ -19,6 +19,15 @@ From = Annotated[
 To = Annotated[Moment | None, Field(alias="to", description="only what was shown before then")]
 
 
+Thumbnails = Annotated[
+    bool, Field(description="with the heaviest evidence, small pictures inside the answer (data URLs)")
+]
+FrameLink = Annotated[
+    str | None, Field(description="path of the picture in its middle; null: the source is live")
+]
+ClipLink = Annotated[str | None, Field(description="path of its footage as MP4; null: the source is live")]
+
+
 def _example(**values: Any) -> ConfigDict:
     return ConfigDict(extra="forbid", json_schema_extra={"examples": [values]})
 
@@ -185,6 +194,7 @@ class Question(BaseModel):
     max_new_tokens: Annotated[int | None, Field(ge=1, le=4096, description="default: the server's")] = None
     start: From = None
     end: To = None
+    thumbnails: Thumbnails = False
 
 
 class Evidence(BaseModel):
@@ -194,6 +204,12 @@ class Evidence(BaseModel):
     start_s: float
     end_s: float
     weight: Annotated[float, Field(description="share of the answer's attention to video")]
+    frame: FrameLink = None
+    clip: ClipLink = None
+    thumbnail: Annotated[
+        str | None,
+        Field(description="the frame as a small JPEG, as a data URL, if `thumbnails` were asked for"),
+    ] = None
 
 
 class Span(BaseModel):
@@ -212,7 +228,17 @@ class Answer(BaseModel):
             "examples": [
                 {
                     "answer": "red",
-                    "evidence": [{"segment": 12, "start_s": 143.0, "end_s": 152.0, "weight": 0.61}],
+                    "evidence": [
+                        {
+                            "segment": 12,
+                            "start_s": 143.0,
+                            "end_s": 152.0,
+                            "weight": 0.61,
+                            "frame": "/v1/streams/lobby/frames?at_s=147.5",
+                            "clip": "/v1/streams/lobby/clip.mp4?from=143&to=152",
+                            "thumbnail": None,
+                        }
+                    ],
                     "confidence": 0.93,
                     "as_of_s": 600.0,
                     "timings_ms": {"search": 1.2, "first_token": 31.0, "total": 40.5},
@@ -250,6 +276,7 @@ class Search(BaseModel):
     max_new_tokens: Annotated[int | None, Field(ge=1, le=4096, description="default: the server's")] = None
     start: From = None
     end: To = None
+    thumbnails: Thumbnails = False
 
 
 class FoundMoment(BaseModel):
@@ -259,6 +286,8 @@ class FoundMoment(BaseModel):
     start_s: float
     end_s: float
     score: float
+    frame: FrameLink = None
+    clip: ClipLink = None
 
 
 class FoundStream(BaseModel):

@@ -88,7 +88,8 @@ def live_text(live: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def print_answer(answer: dict[str, Any]) -> None:
+def print_answer(answer: dict[str, Any], url: str) -> None:
+    """`url`: the server's, where the heaviest evidence can be seen."""
     out.print(f"[bold]{escape(answer['answer'])}[/]")
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
     for name in ("rests on", "from", "to", "weight"):
@@ -99,6 +100,9 @@ def print_answer(answer: dict[str, Any]) -> None:
     times = "  ".join(f"{name} {ms:.0f} ms" for name, ms in answer["timings_ms"].items())
     sure = f"   {answer['confidence']:.0%} sure" if answer["confidence"] is not None else ""
     out.print(f"[dim]as of {clock(answer['as_of_s'])}{sure}   {times}[/]", highlight=False)
+    best = answer["evidence"][0] if answer["evidence"] else {}
+    if best.get("clip"):
+        out.print(f"[dim]see it: {escape(url + best['clip'])}[/]", highlight=False, soft_wrap=True)
     if answer["span"]:
         out.print(span_text(answer["span"]), highlight=False)
     for gap in answer["gaps"]:

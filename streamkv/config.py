@@ -363,6 +363,8 @@ class ServeConfig:
     """Questions see what a stream has shown up to now; else what is committed, without the prefill of the rest."""
     max_queued: int = 64
     """Questions that may wait for a replica; more are refused with 503."""
+    max_clip_s: float = 60.0
+    """Longest clip of a source's footage, in seconds; a longer one is refused."""
     time_phrases: bool = True
     """Words of a question such as `in the last five minutes` restrict what is looked at (docs/api.md)."""
     time_zone: str = "UTC"
@@ -370,7 +372,14 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         allowed = "an IANA time zone, such as UTC or Europe/Berlin"
-        _check([_need(_is_zone(self.time_zone), "serve.time_zone", self.time_zone, allowed)])
+        _check(
+            [
+                _need(_is_zone(self.time_zone), "serve.time_zone", self.time_zone, allowed),
+                _need(
+                    0 < self.max_clip_s <= 3600, "serve.max_clip_s", self.max_clip_s, "above 0, up to 3600"
+                ),
+            ]
+        )
 
 
 def _is_zone(name: str) -> bool:

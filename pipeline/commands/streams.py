@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -11,9 +11,13 @@ from rich.markup import escape
 from pipeline.commands.options import DEFAULT, FromOption, HomeOption, JsonOption, ToOption, UrlOption
 from pipeline.show import print_answer, print_found, print_streams, wait_for_streams
 from pipeline.terminal import FAILED, friendly, out, print_json
+from streamkv.errors import SourceError
 
 if TYPE_CHECKING:
     from pipeline.client import Client
+
+CLIPS = 5
+"""That `ask` saves."""
 
 
 def register(app: typer.Typer) -> None:
@@ -102,6 +106,10 @@ def ask(
     start: FromOption = "",
     end: ToOption = "",
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer; 0: the server's own.")] = 0,
+    clips: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help=f"Save the footage that it rests on here, the {CLIPS} heaviest."),
+    ] = None,
     home: HomeOption = DEFAULT,
     url: UrlOption = "",
     as_json: JsonOption = False,
@@ -116,7 +124,26 @@ def ask(
         if as_json:
             print_json(answer)
         else:
-            print_answer(answer)
+            print_answer(answer, client.url)
+        if clips is not None:
+            saved = save_clips(client, stream_id, answer, clips)
+            if not as_json:
+                for path in saved:
+                    out.print(f"saved {escape(str(path))}", highlight=False)
+
+
+def save_clips(client: Client, stream_id: str, answer: dict[str, Any], folder: Path) -> list[Path]:
+    """Named by stream and segment; a live source has none. Files of the same name are replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [e for e in answer["evidence"] if e["clip"]][:CLIPS]
+    if not found:
+        raise SourceError(
+            f"stream {stream_id!r}: there are no clips, since a live source's footage is not kept"
+        )
+    paths = [folder / f"{stream_id}-{e['segment']}.mp4" for e in found]
+    for evidence, path in zip(found, paths, strict=True):
+        client.save(evidence["clip"], path)
+    return paths
 
 
 def search(

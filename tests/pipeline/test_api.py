@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from actors.failures import NotReadyError, WorkerLostError
 from actors.views import GapView, PlaneState, StreamView
 from pipeline import schemas
 from pipeline.api import MAX_BODY_BYTES, make_api
-from pipeline.dialogue import Query, Reply, SearchQuery
+from pipeline.dialogue import ClipHead, Picture, Query, Reply, SearchQuery, SearchReply
 from pipeline.http_errors import STATUS, DeadlineError, OverloadedError, status_of
 from streamkv import errors
 
@@ -36,13 +36,21 @@ VIEW = StreamView(
 )
 ANSWER = schemas.Answer(
     answer="red",
-    evidence=[schemas.Evidence(segment=2, start_s=1.0, end_s=2.0, weight=0.5)],
+    evidence=[schemas.Evidence(segment=2, start_s=1.0, end_s=2.0, weight=0.5, frame="/v1/f", clip="/v1/c")],
     as_of_s=28.0,
     timings_ms={"total": 12.5},
     gaps=[],
     span=schemas.Span(start_s=0.5, end_s=None, words="since 9:05"),
 )
-
+EVIDENCE = {
+    "segment": 2,
+    "start_s": 1.0,
+    "end_s": 2.0,
+    "weight": 0.5,
+    "frame": "/v1/f",
+    "clip": "/v1/c",
+    "thumbnail": None,
+}
 MOMENT = schemas.FoundMoment(segment=2, start_s=1.0, end_s=2.0, score=7.5)
 FOUND = schemas.SearchResult(
     streams=[schemas.FoundStream(stream_id="lobby", score=7.5, moments=[MOMENT], answer=ANSWER)],
@@ -61,6 +69,7 @@ class FakeBackend:
         self.queries: list[Query] = []
         self.searches: list[SearchQuery] = []
         self.removed: list[str] = []
+        self.looked: list[tuple[Any, ...]] = []
 
     async def state(self) -> PlaneState:
         return self.phase
@@ -86,12 +95,35 @@ class FakeBackend:
     async def reply(self, query: Query) -> Reply:
         self._raise()
         self.queries.append(query)
-        return Reply(ANSWER, prompt_tokens=11, completion_tokens=3, finish="stop")
+        return Reply(ANSWER.model_copy(deep=True), prompt_tokens=11, completion_tokens=3, finish="stop")
 
-    async def search(self, query: SearchQuery) -> schemas.SearchResult:
+    async def search(self, query: SearchQuery) -> SearchReply:
         self._raise()
         self.searches.append(query)
-        return FOUND
+        return SearchReply(FOUND.model_copy(deep=True), 22, 6, "length")
+
+    async def segments(self, stream_id: str, after: int, limit: int) -> schemas.SegmentList:
+        sizes = {"frames": 1, "source_frames": 1, "kv_bytes": limit, "file_bytes": 1}
+        segment = schemas.Segment(segment=after + 1, start_s=0, end_s=1, **sizes)
+        return schemas.SegmentList(segments=[segment], next_after=None)
+
+    async def picture(self, stream_id: str, at_s: float, width: int | None) -> Picture:
+        self.looked.append((stream_id, at_s, width))
+        return Picture(b"jpeg", at_s + 0.5)
+
+    async def thumbnails(self, stream_id: str, times_s: Sequence[float], width: int) -> list[bytes | None]:
+        self._raise()
+        self.looked.append((stream_id, *times_s, width))
+        return [b"jpeg"] * len(times_s)
+
+    async def clip(
+        self, stream_id: str, start_s: float, end_s: float
+    ) -> AsyncGenerator[ClipHead | bytes, None]:
+        self._raise()
+        self.looked.append((stream_id, start_s, end_s))
+        yield ClipHead(start_s - 0.5, end_s + 0.25, 6, "copied")
+        yield b"abc"
+        yield b"def"
 
     async def stats(self) -> dict[str, float]:
         return {"frames": 14}
@@ -165,7 +197,7 @@ def test_an_answer_says_what_it_rests_on(call: Caller, backend: FakeBackend) -> 
     assert response.status_code == 200
     assert response.json() == {
         "answer": "red",
-        "evidence": [{"segment": 2, "start_s": 1.0, "end_s": 2.0, "weight": 0.5}],
+        "evidence": [EVIDENCE],
         "confidence": None,
         "as_of_s": 28.0,
         "timings_ms": {"total": 12.5},
@@ -173,6 +205,54 @@ def test_an_answer_says_what_it_rests_on(call: Caller, backend: FakeBackend) -> 
         "span": {"start_s": 0.5, "end_s": None, "words": "since 9:05"},
     }
     assert backend.queries == [Query("lobby", "what?", max_new_tokens=5)]
+
+
+def test_a_clip_says_what_it_holds(call: Caller, backend: FakeBackend) -> None:
+    response = call("GET", "/v1/streams/lobby/clip.mp4", params={"from": 143, "to": 152.5})
+    assert (response.status_code, response.content) == (200, b"abcdef")
+    told = ("content-type", "content-length", "x-start-seconds", "x-end-seconds", "x-clip")
+    assert [response.headers[name] for name in told] == ["video/mp4", "6", "142.500", "152.750", "copied"]
+    assert backend.looked == [("lobby", 143.0, 152.5)]
+
+
+@pytest.mark.parametrize(
+    "query", ["", "from=1", "to=1", "from=-1&to=1", "from=nan&to=1", "from=a&to=1", "from=0&to=inf"]
+)
+def test_a_clip_of_no_span_is_422(call: Caller, backend: FakeBackend, query: str) -> None:
+    response = call("GET", f"/v1/streams/lobby/clip.mp4?{query}")
+    assert response.status_code == 422
+    error_of(response)
+    assert backend.looked == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.UnknownStreamError("no"), 404),
+        (errors.SourceError("live"), 422),
+        (errors.SourceGoneError("gone"), 410),
+        (OverloadedError("no"), 503),
+    ],
+)
+def test_a_clip_that_cannot_be_has_its_status(
+    call: Caller, backend: FakeBackend, error: Exception, status: int
+) -> None:
+    backend.error = error
+    response = call("GET", "/v1/streams/lobby/clip.mp4?from=1&to=2")
+    assert response.status_code == status
+    assert error_of(response) == {"type": type(error).__name__, "message": str(error)}
+
+
+def test_pictures_inside_an_answer_are_there_when_asked_for(call: Caller, backend: FakeBackend) -> None:
+    def thumbnail(**beside: Any) -> Any:
+        response = call("POST", "/v1/streams/lobby/questions", json={"question": "what?"} | beside)
+        return response.json()["evidence"][0]["thumbnail"]
+
+    assert (thumbnail(), thumbnail(thumbnails=False), backend.looked) == (None, None, [])
+    assert thumbnail(thumbnails=True) == "data:image/jpeg;base64,anBlZw=="
+    assert backend.looked == [("lobby", 1.5, 160)]
+    found = call("POST", "/v1/search", json={"question": "which?", "thumbnails": True}).json()
+    assert found["streams"][0]["answer"]["evidence"][0]["thumbnail"]
 
 
 @pytest.mark.parametrize("start", [None, 0, 12.5, "90", "2026-01-31T14:07:03+01:00"])
@@ -263,7 +343,7 @@ def test_every_error_of_the_tree_has_a_status() -> None:
 
     for kind in subclasses(errors.StreamKVError):
         assert 400 <= status_of(kind("x")) < 600
-    assert set(STATUS.values()) <= {404, 409, 422, 500, 503, 504}
+    assert set(STATUS.values()) <= {404, 409, 410, 422, 500, 503, 504}
 
 
 @pytest.mark.parametrize(
