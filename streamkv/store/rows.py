@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from streamkv.config import RetentionConfig
 from streamkv.errors import FencedError, UnknownStreamError
 from streamkv.store import migrations
-from streamkv.store.records import Gap, ModelIdentity, SegmentPlace, StreamInfo, StreamRecord
+from streamkv.store.records import NEXT, Gap, ModelIdentity, SegmentPlace, StreamInfo, StreamRecord
 from streamkv.store.tables import GapRow, SegmentRow, StoreRow, StreamRow
 from streamkv.types import Geometry
 
@@ -32,6 +32,7 @@ class RestoredStream:
     """A stream as its files tell it."""
 
     stream_id: str
+    name: str
     places: tuple[SegmentPlace, ...]  # by segment number; at least one
     committed_at: tuple[float, ...]  # of each, seconds since 1970
     uploaded_at: tuple[float, ...]  # of each; 0.0: its file is not in the object store
@@ -66,6 +67,7 @@ def restore_stream(session: Session, stream: RestoredStream, fingerprint: str) -
     session.add(
         StreamRow(
             id=stream.stream_id,
+            name=stream.name,
             uri="",
             state="stopped",
             detail=stream.detail,
@@ -152,7 +154,8 @@ def widen_gap(session: Session, stream_id: str, start_s: float, end_s: float, re
 
 
 def unknown(session: Session, stream_id: str) -> UnknownStreamError:
-    query = select(StreamRow.id).order_by(StreamRow.id).limit(_KNOWN_SHOWN + 1)
+    asked = ~StreamRow.name.endswith(NEXT, autoescape=True)
+    query = select(StreamRow.name).where(asked).order_by(StreamRow.name).limit(_KNOWN_SHOWN + 1)
     ids = session.scalars(query).all()
     known = ", ".join(ids[:_KNOWN_SHOWN]) + (" ..." if len(ids) > _KNOWN_SHOWN else "")
     return UnknownStreamError(f"stream {stream_id!r}: unknown; known: {known or 'none yet'}")
@@ -190,6 +193,7 @@ def _fields(session: Session, stream: StreamRow) -> dict[str, Any]:
     )
     return {
         "stream_id": stream.id,
+        "name": stream.name,
         "uri": stream.uri,
         "state": stream.state,
         "detail": stream.detail,
