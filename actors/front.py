@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actors.views import PlaneState, StreamView
+from actors.views import PlaneState, Reencoding, StreamView
 
 if TYPE_CHECKING:
     from actors.workers import Decoder
@@ -34,6 +34,12 @@ class SupervisorFront:
 
     def remove_stream(self, stream_id: str) -> None:
         self._supervisor.remove_stream(stream_id)
+
+    def reencode(self, stream_id: str, new: Reencoding) -> StreamView:
+        return self._supervisor.reencode(stream_id, new)
+
+    def cancel_reencode(self, stream_id: str) -> StreamView:
+        return self._supervisor.cancel_reencode(stream_id)
 
     def decoder_of(self, stream_id: str) -> Decoder | None:
         return self._supervisor.decoder_of(stream_id)

@@ -80,8 +80,11 @@ class PrefillHandle:
         status: WorkerStatus = wait_for(_control(self.actor.status).remote(), CONTROL_S)
         return status
 
-    def open_stream(self, stream_id: str, epoch: int, next_segment_no: int, guidance: str) -> None:
-        wait_for(self.actor.open_stream.remote(stream_id, epoch, next_segment_no, guidance), CALL_S)
+    def open_stream(
+        self, stream_id: str, epoch: int, next_segment_no: int, guidance: str, keep_ratio: float
+    ) -> None:
+        opened = self.actor.open_stream.remote(stream_id, epoch, next_segment_no, guidance, keep_ratio)
+        wait_for(opened, CALL_S)
 
     def close_stream(self, stream_id: str) -> None:
         """Returns when what was shipped before is done with."""
@@ -110,6 +113,14 @@ class StoreHandle:
 
     def remove_stream(self, stream_id: str) -> None:
         wait_for(self.actor.remove_stream.remote(stream_id), CALL_S)
+
+    def begin_next(self, stream_id: str, config: Mapping[str, Any]) -> str:
+        # Never repeated by itself: a second one would find the first one's row.
+        next_id: str = wait_for(self.actor.begin_next.remote(stream_id, dict(config)), CALL_S)
+        return next_id
+
+    def switch_to(self, stream_id: str) -> None:
+        self._again(self.actor.switch_to, stream_id)
 
     def streams(self) -> list[StreamInfo]:
         infos: list[StreamInfo] = self._again(self.actor.streams)

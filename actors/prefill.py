@@ -30,7 +30,9 @@ class SegmentEngine(Protocol):
 
     def open_window(self, memory: VideoMemory | None = None) -> Any: ...
 
-    def prefill(self, window: Any, segment: Segment, guidance: str = "") -> SegmentKV: ...
+    def prefill(
+        self, window: Any, segment: Segment, guidance: str = "", keep_ratio: float = 0.0
+    ) -> SegmentKV: ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class _Session:
     window: Any
     next_segment_no: int
     guidance: str  # the stream's own prompt; empty: the method's
+    keep_ratio: float  # the stream's own; 0: the method's
 
 
 class Prefill:
@@ -83,13 +86,20 @@ class Prefill:
         with self._lock:
             self._sessions.clear()
 
-    def open_stream(self, stream_id: str, epoch: int, next_segment_no: int, guidance: str = "") -> None:
+    def open_stream(
+        self,
+        stream_id: str,
+        epoch: int,
+        next_segment_no: int,
+        guidance: str = "",
+        keep_ratio: float = 0.0,
+    ) -> None:
         """Makes the stream's window as it was after its last committed segment."""
         parts = self._started()
         with self.clock.time("rebuild"):
             window = parts.engine.open_window(parts.recall(stream_id) if next_segment_no else None)
         with self._lock:
-            self._sessions[stream_id] = _Session(epoch, window, next_segment_no, guidance)
+            self._sessions[stream_id] = _Session(epoch, window, next_segment_no, guidance, keep_ratio)
 
     def close_stream(self, stream_id: str) -> None:
         with self._lock:
@@ -108,7 +118,7 @@ class Prefill:
             del self._sessions[message.stream_id]  # back in place only if all goes well
         with self.clock.time("prefill"):
             segment = message.to_segment(parts.device)
-            kv = parts.engine.prefill(session.window, segment, session.guidance)
+            kv = parts.engine.prefill(session.window, segment, session.guidance, session.keep_ratio)
         with self.clock.time("write"):
             place = write_segment(
                 parts.root, parts.identity, message.stream_id, message.epoch, kv, parts.codec

@@ -14,7 +14,7 @@ from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore, StreamInfo
 
 
 class StoreActor:
-    """A `SegmentStore` behind calls that may be repeated: all but `add_stream` are idempotent."""
+    """A `SegmentStore` behind calls that may be repeated: all but `add_stream` and `begin_next` are idempotent."""
 
     def __init__(self, config: StoreConfig, identity: ModelIdentity) -> None:
         self.clock = StageClock()
@@ -45,6 +45,12 @@ class StoreActor:
 
     def remove_stream(self, stream_id: str) -> None:
         self._store().remove_stream(stream_id)
+
+    def begin_next(self, stream_id: str, config: Mapping[str, Any]) -> str:
+        return self._store().begin_next(stream_id, config)
+
+    def switch_to(self, stream_id: str) -> None:
+        self._store().switch_to(stream_id)
 
     def streams(self) -> list[StreamInfo]:
         return self._store().streams()

@@ -7,6 +7,9 @@ catalog and resumes every stream that has not come to an end.
                    |    ^
                    v    |
                    paused      while the store has no room for the stream's next segment; others go on
+
+A stream that is encoded again is two to the store, by their ids, and one to users, by its name
+(`streamkv.store.generations`).
 """
 
 from __future__ import annotations
@@ -21,19 +24,20 @@ from typing import Literal
 from actors.failures import NotReadyError, WorkerLostError, describe
 from actors.messages import StreamSpec
 from actors.placement import Charge, Decoding, Prefilling, on_probation, place
+from actors.stream_settings import check_own, own_settings, stream_config
 from actors.timing import StageClock, add_totals
-from actors.views import GapView, PlaneState, StreamView
+from actors.views import GapView, NextView, PlaneState, Reencoding, StreamView
 from actors.workers import CatalogKeeper, Decoder, Workers
-from streamkv.compression import make_compressor
 from streamkv.config import PipelineConfig
 from streamkv.errors import (
-    ConfigError,
+    LegalHoldError,
+    StoreError,
     StoreFullError,
     StreamExistsError,
     StreamKVError,
     UnknownStreamError,
 )
-from streamkv.store import StreamInfo
+from streamkv.store import NEXT, StreamInfo
 from streamkv.store.layout import check_stream_id
 from streamkv.uris import redact_uri
 
@@ -56,6 +60,7 @@ class Supervisor:
         self._store: CatalogKeeper | None = None
         self._state = PlaneState("starting")
         self._charges: dict[str, Charge] = {}
+        self._whole: dict[str, str] = {}  # ids that are to take another's place, and what keeps them from it
         self._probation: dict[int, str] = {}  # of each decoder; as it was when this look began
         self._changes = threading.RLock()  # one begins, ends or removes a stream at a time
         self._wake = threading.Event()
@@ -79,49 +84,76 @@ class Supervisor:
         store = self._ready()
         check_stream_id(stream_id)
         guidance = guidance.strip()
-        if guidance and not make_compressor(self._config.method.compress).needs_scores:
-            raise ConfigError(
-                f"guidance: preset {self._config.preset!r} keeps every frame, so that there is nothing to guide; "
-                "add the stream without it"
-            )
-        if any(info.stream_id == stream_id for info in store.streams()):
+        check_own(self._config, guidance)
+        if any(info.name == stream_id for info in store.streams()):
             raise StreamExistsError(
                 f"stream {stream_id!r} exists already; choose another id, or remove it first"
             )
         found = self._decoders[0].worker.probe(uri)
-        config = {
-            "preset": self._config.preset,
-            "sample_fps": self._config.source.sample_fps,
-            "duration_s": found.duration_s,
-            "width": found.width,
-            "height": found.height,
-            "codec": found.codec,
-            "is_live": found.is_live,
-            "guidance": guidance,
-        }
-        store.add_stream(stream_id, uri, config, tenant)
+        store.add_stream(stream_id, uri, stream_config(self._config, found, guidance), tenant)
         with self._changes:
             self._charges[stream_id] = Charge(stream_id)
         self._wake.set()
         return self.stream(stream_id)
 
     def streams(self) -> list[StreamView]:
-        """All streams, by id."""
-        return [self._view(info) for info in self._ready().streams()]
+        """All streams, by name."""
+        found = {info.name: info for info in self._ready().streams()}
+        return [self._view(found[n], found.get(n + NEXT)) for n in sorted(found) if not found[n].is_next]
 
     def stream(self, stream_id: str) -> StreamView:
-        """UnknownStreamError when there is none of that id."""
-        return self._view(self._ready().stream(stream_id))
+        """UnknownStreamError when there is none of that name."""
+        store = self._ready()
+        return self._view(store.stream(stream_id), _next_of(store, stream_id))
 
     def remove_stream(self, stream_id: str) -> None:
         """Ends a stream's ingest, then takes its rows and files away; a held one goes on (LegalHoldError)."""
         store = self._ready()
         with self._changes:
-            store.stream(stream_id).check_not_held()
-            charge = self._charges.pop(stream_id, None)
-            if charge is not None:
-                self._close(charge)
+            info = store.stream(stream_id)
+            info.check_not_held()
+            for each in (info, _next_of(store, stream_id)):
+                if each is not None and (charge := self._charges.pop(each.stream_id, None)) is not None:
+                    self._close(charge)
             store.remove_stream(stream_id)
+
+    def reencode(self, stream_id: str, new: Reencoding) -> StreamView:
+        """Begins to ingest a stream's source again, beside what is stored of it, which goes when the new is whole.
+
+        One that failed makes way. What a session has begun with is in the catalog: a restart goes on with it.
+
+        Raises:
+            UnknownStreamError, ConfigError, SourceError, LegalHoldError: nothing has changed then.
+            StoreError: the stream is being ingested still, or encoded again already.
+        """
+        store = self._ready()
+        info = store.stream(stream_id)
+        info.check_not_held()
+        own = own_settings(self._config, info, new)
+        found = self._decoders[0].worker.probe(info.uri)
+        with self._changes:
+            coming = _next_of(store, stream_id)
+            if coming is not None and coming.state == "failed":
+                store.remove_stream(coming.stream_id)
+            next_id = store.begin_next(stream_id, stream_config(self._config, found, *own))
+            self._charges[next_id] = Charge(next_id)
+        self._wake.set()
+        return self.stream(stream_id)
+
+    def cancel_reencode(self, stream_id: str) -> StreamView:
+        """Gives up what `reencode` began; the stream is as it was. StoreError when there is nothing to give up."""
+        store = self._ready()
+        with self._changes:
+            store.stream(stream_id)
+            coming = _next_of(store, stream_id)
+            if coming is None:
+                raise StoreError(
+                    f"stream {stream_id!r}: it is not being encoded again; there is nothing to cancel"
+                )
+            if (charge := self._charges.pop(coming.stream_id, None)) is not None:
+                self._close(charge)
+            store.remove_stream(coming.stream_id)
+        return self.stream(stream_id)
 
     def decoder_of(self, stream_id: str) -> Decoder | None:
         """The worker that decodes the stream now; None when none does."""
@@ -187,6 +219,8 @@ class Supervisor:
         for info in store.streams():
             if info.state not in LAST_STATES:
                 self._charges[info.stream_id] = Charge(info.stream_id)
+            elif info.is_next and info.state == "done":
+                self._whole[info.stream_id] = ""
         self._store = store
 
     def _look_after(self) -> None:
@@ -199,6 +233,22 @@ class Supervisor:
                 if self._charges.get(charge.stream_id) is charge:
                     with suppress(StoreFullError):  # of the catalog; the next look tries again, others go on
                         self._attend(charge)
+        for stream_id in list(self._whole):
+            with self._changes:
+                self._switch(stream_id)
+
+    def _switch(self, stream_id: str) -> None:
+        """Has a whole new memory take its stream's place, now or at a later look."""
+        try:
+            self._ready().switch_to(stream_id)
+        except UnknownStreamError:  # given up, or removed with its stream
+            self._whole.pop(stream_id, None)
+        except LegalHoldError as exc:
+            self._whole[stream_id] = str(exc)
+        except StoreError as exc:  # of a database that is away, or of files that are left, which go later
+            log.warning("stream %s is not in its place yet: %s", stream_id, describe(exc))
+        else:
+            self._whole.pop(stream_id, None)
 
     def _poll(self, spot: Decoding | Prefilling) -> None:
         """Hears from a worker. One whose process is new is started; the streams that it had begin again."""
@@ -270,7 +320,8 @@ class Supervisor:
             epoch = charge.last_epoch = store.begin_writing(charge.stream_id)
             info = store.stream(charge.stream_id)  # after the epoch: nobody else commits from here on
             guidance = str(info.config.get("guidance", ""))
-            prefilling.worker.open_stream(info.stream_id, epoch, info.next_segment_no, guidance)
+            keep_ratio = float(info.config.get("keep_ratio", 0.0))
+            prefilling.worker.open_stream(info.stream_id, epoch, info.next_segment_no, guidance, keep_ratio)
             spec = StreamSpec(
                 info.stream_id,
                 info.uri,
@@ -313,6 +364,8 @@ class Supervisor:
     def _finish(self, charge: Charge, state: Literal["done", "failed"], detail: str) -> None:
         with suppress(UnknownStreamError):
             self._ready().set_state(charge.stream_id, state, detail)
+            if state == "done" and self._ready().stream(charge.stream_id).is_next:
+                self._whole[charge.stream_id] = ""
         self._charges.pop(charge.stream_id, None)
         self._close(charge)
 
@@ -336,11 +389,11 @@ class Supervisor:
     def _spots(self) -> Sequence[Decoding | Prefilling]:
         return [*self._decoders, *self._prefillers]
 
-    def _view(self, info: StreamInfo) -> StreamView:
+    def _view(self, info: StreamInfo, coming: StreamInfo | None) -> StreamView:
         charge = self._charges.get(info.stream_id)
         position_s = charge.feed.position_s if charge is not None and charge.feed is not None else 0.0
         return StreamView(
-            stream_id=info.stream_id,
+            stream_id=info.name,
             uri=redact_uri(info.uri),
             # A full disk may not even take the catalog's note that the stream is paused.
             state="paused" if charge is not None and charge.paused else info.state,
@@ -360,4 +413,27 @@ class Supervisor:
             guidance=str(info.config.get("guidance", "")),
             tenant=info.tenant,
             legal_hold=info.legal_hold,
+            keep_ratio=float(info.config.get("keep_ratio", 0.0)),
+            next=None if coming is None else self._view_next(coming),
         )
+
+    def _view_next(self, info: StreamInfo) -> NextView:
+        view = self._view(info, None)
+        return NextView(
+            state=view.state,
+            detail=self._whole.get(info.stream_id) or view.detail,
+            duration_s=view.duration_s,
+            position_s=view.position_s,
+            num_segments=view.num_segments,
+            file_bytes=view.file_bytes,
+            guidance=view.guidance,
+            keep_ratio=view.keep_ratio,
+        )
+
+
+def _next_of(store: CatalogKeeper, name: str) -> StreamInfo | None:
+    """What is being made to take the stream's place."""
+    try:
+        return store.stream(name + NEXT)
+    except UnknownStreamError:
+        return None

@@ -133,7 +133,7 @@ class Answerer:
         """Where the pictures of a span are found; nowhere for a live source."""
         if origin_of(record) is not None:
             return Links()
-        return links_of(record.stream_id, start_s, end_s, self.config.serve.max_clip_s)
+        return links_of(record.name, start_s, end_s, self.config.serve.max_clip_s)
 
     def committed(self, stream_id: str) -> StreamSnapshot:
         """What is durable of the stream; StoreError when that is nothing."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from actors.views import PlaneState, StreamView
+from actors.views import PlaneState, Reencoding, StreamView
 from pipeline import dialogue, http_errors, openai
 from pipeline.dialogue import ClipHead, Picture
 from pipeline.keys import KeyFile
@@ -19,6 +19,7 @@ from pipeline.schemas import (
     Health,
     NewStream,
     Question,
+    Reencode,
     Search,
     SearchResult,
     SegmentList,
@@ -44,6 +45,10 @@ class Backend(openai.Asking, Protocol):
     async def add_stream(self, stream_id: str, uri: str, guidance: str, tenant: str) -> StreamView: ...
 
     async def remove_stream(self, stream_id: str) -> None: ...
+
+    async def reencode(self, stream_id: str, new: Reencoding) -> StreamView: ...
+
+    async def cancel_reencode(self, stream_id: str) -> StreamView: ...
 
     async def segments(self, stream_id: str, after: int, limit: int) -> SegmentList: ...
 
@@ -100,6 +105,17 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
         """Stops a stream's ingest and deletes what was stored of it."""
         await backend.remove_stream(stream_id)
         return Response(status_code=204)
+
+    @app.post("/v1/streams/{stream_id}/reencode", status_code=202)
+    async def reencode(stream_id: str, new: Reencode) -> Stream:
+        """Ingests a stream's source again, beside what is stored of it, which answers until the new is whole."""
+        how = Reencoding(new.guidance, new.keep_ratio, new.model)
+        return Stream.of(await backend.reencode(stream_id, how))
+
+    @app.delete("/v1/streams/{stream_id}/reencode")
+    async def cancel_reencode(stream_id: str) -> Stream:
+        """Gives that up; the stream stays as it was."""
+        return Stream.of(await backend.cancel_reencode(stream_id))
 
     @app.post("/v1/streams/{stream_id}/questions")
     async def ask(stream_id: str, question: Question) -> Answer:

@@ -26,7 +26,7 @@ from actors.failures import WorkerLostError
 from actors.remote import plain_error
 from actors.roles import ANSWER, ROLE_SHARE
 from actors.spawn import ensure_supervisor, find_supervisor
-from actors.views import PlaneState, StreamView
+from actors.views import PlaneState, Reencoding, StreamView
 from pipeline import schemas
 from pipeline.dialogue import ClipHead, Picture, Query, Reply, SearchQuery, SearchReply
 from pipeline.http_errors import DeadlineError, OverloadedError
@@ -297,6 +297,14 @@ class ServeBackend:
 
     async def remove_stream(self, stream_id: str) -> None:
         await self._supervise("remove_stream", stream_id)
+
+    async def reencode(self, stream_id: str, new: Reencoding) -> StreamView:
+        view: StreamView = await self._supervise("reencode", stream_id, new)
+        return view
+
+    async def cancel_reencode(self, stream_id: str) -> StreamView:
+        view: StreamView = await self._supervise("cancel_reencode", stream_id)
+        return view
 
     async def stats(self) -> dict[str, float]:
         stats: dict[str, float] = await self._supervise("stats")

@@ -62,6 +62,21 @@ class Client:
     def remove_stream(self, stream_id: str) -> None:
         self._call("DELETE", f"/v1/streams/{quote(stream_id, safe='')}")
 
+    def reencode(
+        self,
+        stream_id: str,
+        guidance: str | None = None,
+        *,
+        keep_ratio: float | None = None,
+        model: str = "",
+    ) -> Json:
+        """Begins to encode a stream again; what is None stays as it is."""
+        new = {"guidance": guidance, "keep_ratio": keep_ratio, "model": model}
+        return self._call("POST", f"/v1/streams/{quote(stream_id, safe='')}/reencode", new)
+
+    def cancel_reencode(self, stream_id: str) -> Json:
+        return self._call("DELETE", f"/v1/streams/{quote(stream_id, safe='')}/reencode")
+
     def ask(
         self,
         stream_id: str,

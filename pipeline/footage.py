@@ -136,11 +136,11 @@ def _length(info: StreamInfo) -> str:
 def _check_stays(info: StreamInfo) -> None:
     """That the source's past can be seen again."""
     if info.config.get("is_live", is_live(info.uri)):
-        raise SourceError(f"stream {info.stream_id!r}: a live source, whose pictures are not kept")
+        raise SourceError(f"stream {info.name!r}: a live source, whose pictures are not kept")
     path = info.uri.removeprefix("file://")
     if not is_url(path) and not Path(path).exists():
         raise SourceGoneError(
-            f"stream {info.stream_id!r}: its source {path} is not there any more, so it has no pictures; put it back "
+            f"stream {info.name!r}: its source {path} is not there any more, so it has no pictures; put it back "
             "where it was. Questions are answered without it"
         )
 

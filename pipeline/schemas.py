@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from actors.views import GapView, LiveView, StreamView
+from actors.views import GapView, LiveView, NextView, StreamView
 
 Moment = Annotated[float, Field(strict=True, allow_inf_nan=False)] | Annotated[str, Field(max_length=64)]
 From = Annotated[
@@ -46,6 +46,44 @@ class NewStream(BaseModel):
     tenant: Annotated[
         str, Field(max_length=200, description="whose it is; a tenant's streams share a limit of bytes")
     ] = ""
+
+
+class Reencode(BaseModel):
+    """What a stream is to be encoded with, once more; what is left out stays as it is."""
+
+    model_config = _example(guidance="signs and what they say", keep_ratio=0.2)
+
+    guidance: Annotated[
+        str | None, Field(max_length=2000, description="what to keep of it; empty: the server's own prompt")
+    ] = None
+    keep_ratio: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="share of frames that each layer keeps; 0: the server's own"),
+    ] = None
+    model: Annotated[
+        str, Field(max_length=4096, description="the server's; any other is refused, a store is of one model")
+    ] = ""
+
+
+class Next(BaseModel):
+    """A stream's memory that is being made anew, and how far it has come."""
+
+    state: Annotated[
+        str, Field(description="done: whole, and about to take its place unless `detail` says why not")
+    ]
+    detail: str
+    duration_s: float
+    position_s: float
+    segments: int
+    file_bytes: int
+    guidance: str
+    keep_ratio: Annotated[float, Field(description="0: the server's")]
+
+    @classmethod
+    def of(cls, view: NextView) -> Next:
+        return cls(
+            segments=view.num_segments, **{n: v for n, v in asdict(view).items() if n != "num_segments"}
+        )
 
 
 class Gap(BaseModel):
@@ -121,6 +159,8 @@ class Stream(BaseModel):
     guidance: Annotated[str, Field(description="its own guidance prompt; empty: the server's")] = ""
     tenant: Annotated[str, Field(description="whose it is")] = ""
     legal_hold: Annotated[str, Field(description="why nothing of it may be deleted; empty: it may")] = ""
+    keep_ratio: Annotated[float, Field(description="its own share of frames kept; 0: the server's")] = 0.0
+    reencode: Annotated[Next | None, Field(description="what is to take its place; null: nothing")] = None
 
     @classmethod
     def of(cls, view: StreamView) -> Stream:
@@ -143,6 +183,8 @@ class Stream(BaseModel):
             guidance=view.guidance,
             tenant=view.tenant,
             legal_hold=view.legal_hold,
+            keep_ratio=view.keep_ratio,
+            reencode=Next.of(view.next) if view.next is not None else None,
         )
 
 

@@ -79,7 +79,7 @@ class Searcher:
     def _told(self, found: many.FoundStream, record: StreamRecord, reply: Reply | None) -> FoundStream:
         """A stream that was found, and its own answer where that is asked for."""
         return FoundStream(
-            stream_id=record.stream_id,
+            stream_id=record.name,
             score=found.score,
             moments=[
                 FoundMoment(
@@ -98,7 +98,7 @@ class Searcher:
         self, query: SearchQuery, skipped: dict[str, StoreError | QuestionError]
     ) -> Iterator[tuple[str, _Part]]:
         """What is looked at of each stream, by id; those where that is nothing are noted as skipped."""
-        records = {record.stream_id: record for record in self._answerer.opened().records()}
+        records = {record.name: record for record in self._answerer.opened().records()}
         for stream_id in records if query.streams is None else query.streams:
             if stream_id not in records:
                 raise UnknownStreamError(

@@ -1,4 +1,4 @@
-"""`add`, `ls`, `rm`, `ask` and `search`: what a running server is asked for."""
+"""`add`, `ls`, `rm`, `reencode`, `ask` and `search`: what a running server is asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from pipeline.commands.options import DEFAULT, FromOption, HomeOption, JsonOption, ToOption, UrlOption
-from pipeline.show import print_answer, print_found, print_streams, wait_for_streams
+from pipeline.show import print_answer, print_found, print_streams, wait_for_reencode, wait_for_streams
 from pipeline.terminal import FAILED, friendly, out, print_json
 from streamkv.errors import SourceError
 
@@ -24,6 +24,9 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: [bold]streamkv add lobby footage/lobby.mp4 --wait[/]")(add)
     app.command(epilog="Example: [bold]streamkv ls[/]")(ls)
     app.command(epilog="Example: [bold]streamkv rm lobby[/]")(rm)
+    app.command(
+        epilog="Example: [bold]streamkv reencode lobby --guidance 'signs and what they say' --wait[/]"
+    )(reencode)
     app.command(epilog="Example: [bold]streamkv ask lobby 'what colour is the bus at 14:07?'[/]")(ask)
 
     app.command(epilog="Example: [bold]streamkv search 'where is the red truck?'[/]")(search)
@@ -98,6 +101,50 @@ def rm(
             print_json({"removed": stream_id})
         else:
             out.print(f"removed {escape(stream_id)}")
+
+
+def reencode(
+    stream_id: Annotated[str, typer.Argument(metavar="STREAM")],
+    guidance: Annotated[
+        str | None,
+        typer.Option(help="What to keep of it, in words; '' is the server's own prompt.", show_default=False),
+    ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of frames that each layer keeps; 0 is the server's own.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="The server's; a store is of one model.", show_default=False)
+    ] = "",
+    cancel: Annotated[bool, typer.Option("--cancel", help="Give it up; the stream stays as it was.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the new memory is in its place.")] = False,
+    home: HomeOption = DEFAULT,
+    url: UrlOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Ingest a stream's source again under other settings, while it answers from what it has.
+
+    When the new memory is whole it takes the old one's place at once. What is not given stays as it is; with nothing
+    given, the stream is encoded again as the server is set up now.
+    """
+    with friendly(as_json=as_json), connect(home, url) as client:
+        if cancel:
+            stream = client.cancel_reencode(stream_id)
+        else:
+            stream = client.reencode(stream_id, guidance, keep_ratio=keep, model=model)
+            if wait:
+                stream = wait_for_reencode(client, stream_id)
+        if as_json:
+            print_json(stream)
+        else:
+            print_streams([stream])
+        if wait and stream["reencode"]:
+            raise typer.Exit(FAILED)
 
 
 def ask(

@@ -6,6 +6,7 @@ from streamkv.store.object_store import ObjectStore
 from streamkv.store.opening import is_store
 from streamkv.store.reader import StreamReader, StreamSnapshot
 from streamkv.store.records import (
+    NEXT,
     Front,
     Gap,
     ModelIdentity,
@@ -21,6 +22,7 @@ from streamkv.store.store import SegmentStore
 from streamkv.store.tiers import Offloaded, TierState
 
 __all__ = [
+    "NEXT",
     "Aged",
     "Front",
     "Gap",

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from actors.failures import NotReadyError, WorkerLostError
-from actors.views import GapView, PlaneState, StreamView
+from actors.views import GapView, NextView, PlaneState, Reencoding, StreamView
 from pipeline import schemas
 from pipeline.api import MAX_BODY_BYTES, make_api
 from pipeline.dialogue import ClipHead, Picture, Query, Reply, SearchQuery, SearchReply
@@ -69,6 +69,7 @@ class FakeBackend:
         self.queries: list[Query] = []
         self.searches: list[SearchQuery] = []
         self.removed: list[str] = []
+        self.reencodings: list[Reencoding] = []
         self.looked: list[tuple[Any, ...]] = []
 
     async def state(self) -> PlaneState:
@@ -91,6 +92,14 @@ class FakeBackend:
     async def remove_stream(self, stream_id: str) -> None:
         self._raise()
         self.removed.append(stream_id)
+
+    async def reencode(self, stream_id: str, new: Reencoding) -> StreamView:
+        view = await self.stream(stream_id)
+        self.reencodings.append(new)
+        return replace(view, next=NextView("registered", "", 60.0, 0.0, 0, 0, new.guidance or "", 0.0))
+
+    async def cancel_reencode(self, stream_id: str) -> StreamView:
+        return await self.stream(stream_id)
 
     async def reply(self, query: Query) -> Reply:
         self._raise()
@@ -190,6 +199,33 @@ def test_a_stream_may_say_whose_it_is(call: Caller) -> None:
     added = call("POST", "/v1/streams", json=new).json()
     assert (added["tenant"], added["legal_hold"]) == ("acme", "")
     assert call("POST", "/v1/streams", json=new | {"tenant": "x" * 201}).status_code == 422
+
+
+def test_a_stream_may_be_encoded_again(call: Caller, backend: FakeBackend) -> None:
+    assert call("GET", "/v1/streams/lobby").json()["reencode"] is None
+    begun = call("POST", "/v1/streams/lobby/reencode", json={"guidance": "signs", "keep_ratio": 0.2})
+    assert (begun.status_code, begun.json()["id"]) == (202, "lobby")
+    assert begun.json()["reencode"] == {
+        "state": "registered",
+        "detail": "",
+        "guidance": "signs",
+        "keep_ratio": 0.0,
+        "duration_s": 60.0,
+        "position_s": 0.0,
+        "segments": 0,
+        "file_bytes": 0,
+    }
+    call("POST", "/v1/streams/lobby/reencode", json={})
+    call("POST", "/v1/streams/lobby/reencode", json={"guidance": "", "model": "other"})
+    assert backend.reencodings == [
+        Reencoding("signs", 0.2),
+        Reencoding(),
+        Reencoding("", model="other"),
+    ]
+    assert call("DELETE", "/v1/streams/lobby/reencode").json()["reencode"] is None
+    for wrong in ({"keep_ratio": 1.5}, {"keep_ratio": -1}, {"guidance": "x" * 2001}, {"preset": "rekv"}):
+        assert call("POST", "/v1/streams/lobby/reencode", json=wrong).status_code == 422
+    assert call("POST", "/v1/streams/yard/reencode", json={}).status_code == 404
 
 
 def test_an_answer_says_what_it_rests_on(call: Caller, backend: FakeBackend) -> None:

@@ -27,7 +27,21 @@ from pipeline.worlds import write_world
 from streamkv.errors import ConfigError
 
 runner = CliRunner()
-COMMANDS = ["up", "down", "add", "ls", "rm", "ask", "search", "demo", "world", "eval", "batch", "inspect"]
+COMMANDS = [
+    "up",
+    "down",
+    "add",
+    "ls",
+    "rm",
+    "reencode",
+    "ask",
+    "search",
+    "demo",
+    "world",
+    "eval",
+    "batch",
+    "inspect",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

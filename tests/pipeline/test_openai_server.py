@@ -198,6 +198,35 @@ def test_one_question_goes_to_several_streams(real: openai.OpenAI, server: LiveS
 
 
 @pytest.mark.ray
+def test_a_stream_is_encoded_again_while_it_answers(server: LiveServer, films: Path) -> None:
+    """With all frames in place of two in five."""
+    with server.client() as client:
+        client.add_stream("hall", str(films / "short.mp4"), "buses")
+        wait_for_end(client, "hall")
+        before, small = client.ask("hall", "what is the bus"), client.stream("hall")
+        done = server.run("reencode", "hall", "--guidance", "", "--keep", "1", "--wait", "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        stream = json.loads(done.stdout)
+        assert (stream["id"], stream["guidance"], stream["keep_ratio"], stream["reencode"]) == (
+            "hall",
+            "",
+            1,
+            None,
+        )
+        assert (stream["segments"], stream["state"]) == (small["segments"], "done")
+        assert stream["kv_bytes"] > small["kv_bytes"]
+        after = client.ask("hall", "what is the bus")
+        assert [e["weight"] for e in after["evidence"]] != [e["weight"] for e in before["evidence"]]
+        assert {e["start_s"] for e in after["evidence"]} == {e["start_s"] for e in before["evidence"]}
+        assert after["evidence"][0]["clip"].startswith("/v1/streams/hall/clip.mp4?")
+        assert len(client.search("what is the bus", ["hall"], answer=False)["streams"]) == 1
+        for refused in (["--cancel"], ["--model", "/models/other"]):
+            assert server.run("reencode", "hall", *refused).returncode == 1
+        client.remove_stream("hall")
+    assert not list(server.home.store.glob("streams/hall*/*"))
+
+
+@pytest.mark.ray
 def test_a_real_replica_killed_within_an_answer_is_told_of_and_replaced(
     real: openai.OpenAI, server: LiveServer
 ) -> None:

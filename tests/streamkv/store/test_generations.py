@@ -10,6 +10,7 @@ import pytest
 import torch
 from store_samples import IDENTITY, filled, make_kv, on_both, raw, segment_files, store_segment
 from test_crash import RETENTION_STEPS, Disk, Stopped
+from tiered_store import Tiered
 
 from streamkv.config import RetentionConfig
 from streamkv.errors import LegalHoldError, StoreError, StoreFullError, StreamExistsError, UnknownStreamError
@@ -250,3 +251,20 @@ def test_a_lost_catalog_is_made_again_with_the_memory_that_goes_furthest(
         assert again.stream("cam@old" if num_new > OLD else new).num_segments == min(OLD, num_new)
         names = {info.stream_id: info.name for info in again.streams()}
         assert names == ({"cam": "cam", new: new} if num_new < OLD else {"cam": "cam@old", new: "cam"})
+
+
+def test_the_objects_of_the_old_go_and_those_of_the_new_stay(tiered: Tiered) -> None:
+    with tiered.open() as store:
+        ended(store)
+        store.offload()
+        stream_id = make_next(store)
+        store.offload()
+        assert len(tiered.objects) == OLD + NEW
+        store.switch_to(stream_id)
+        assert store.offload().num_deleted == OLD
+        assert tiered.objects == [place.path for place in store.segments("cam", 0, 99)]
+        assert store.verify(read_objects=True) == []
+    with tiered.open(1) as store:
+        store.offload()
+        assert len(segment_files(store)) == 1
+        assert not is_old(store), "fetched again"
