@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actors.views import NewWatch, PlaneState, PoolView, StreamView, WatchEventView, WatchView
+from actors.views import NewWatch, PlaneState, PoolView, Reencoding, StreamView, WatchEventView, WatchView
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,6 +51,12 @@ class SupervisorFront:
 
     def watch_events(self, after: Sequence[tuple[str, int]], limit: int) -> list[list[WatchEventView] | None]:
         return self._supervisor.watch_events(after, limit)
+
+    def reencode(self, stream_id: str, new: Reencoding) -> StreamView:
+        return self._supervisor.reencode(stream_id, new)
+
+    def cancel_reencode(self, stream_id: str) -> StreamView:
+        return self._supervisor.cancel_reencode(stream_id)
 
     def decoder_of(self, stream_id: str) -> Decoder | None:
         return self._supervisor.decoder_of(stream_id)

@@ -94,9 +94,10 @@ class PrefillHandle:
         epoch: int,
         next_segment_no: int,
         guidance: str,
+        keep_ratio: float,
         watches: Sequence[WatchQuestion],
     ) -> None:
-        call = self.actor.open_stream.remote(stream_id, epoch, next_segment_no, guidance, watches)
+        call = self.actor.open_stream.remote(stream_id, epoch, next_segment_no, guidance, keep_ratio, watches)
         wait_for(call, CALL_S)
 
     def set_watches(self, stream_id: str, watches: Sequence[WatchQuestion]) -> None:
@@ -133,6 +134,14 @@ class StoreHandle:
 
     def remove_stream(self, stream_id: str) -> None:
         wait_for(self.actor.remove_stream.remote(stream_id), CALL_S)
+
+    def begin_next(self, stream_id: str, config: Mapping[str, Any]) -> str:
+        # Never repeated by itself: a second one would find the first one's row.
+        next_id: str = wait_for(self.actor.begin_next.remote(stream_id, dict(config)), CALL_S)
+        return next_id
+
+    def switch_to(self, stream_id: str) -> None:
+        self._again(self.actor.switch_to, stream_id)
 
     def streams(self) -> list[StreamInfo]:
         infos: list[StreamInfo] = self._again(self.actor.streams)

@@ -37,7 +37,9 @@ class SegmentEngine(Protocol):
 
     def open_window(self, memory: VideoMemory | None = None) -> Any: ...
 
-    def prefill(self, window: Any, segment: Segment, guidance: str = "") -> SegmentKV: ...
+    def prefill(
+        self, window: Any, segment: Segment, guidance: str = "", keep_ratio: float = 0.0
+    ) -> SegmentKV: ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class _Session:
     window: Any
     next_segment_no: int
     guidance: str  # the stream's own prompt; empty: the method's
+    keep_ratio: float  # the stream's own; 0: the method's
 
 
 class Prefill:
@@ -99,6 +102,7 @@ class Prefill:
         epoch: int,
         next_segment_no: int,
         guidance: str = "",
+        keep_ratio: float = 0.0,
         watches: Sequence[WatchQuestion] = (),
     ) -> None:
         """Makes the stream's window as it was after its last committed segment."""
@@ -106,7 +110,7 @@ class Prefill:
         with self.clock.time("rebuild"):
             window = parts.engine.open_window(parts.recall(stream_id) if next_segment_no else None)
         with self._lock:
-            self._sessions[stream_id] = _Session(epoch, window, next_segment_no, guidance)
+            self._sessions[stream_id] = _Session(epoch, window, next_segment_no, guidance, keep_ratio)
             self._watches[stream_id] = tuple(watches)
 
     def set_watches(self, stream_id: str, watches: Sequence[WatchQuestion]) -> None:
@@ -132,7 +136,7 @@ class Prefill:
             del self._sessions[message.stream_id]  # back in place only if all goes well
         with self.clock.time("prefill"):
             segment = message.to_segment(parts.device)
-            kv = parts.engine.prefill(session.window, segment, session.guidance)
+            kv = parts.engine.prefill(session.window, segment, session.guidance, session.keep_ratio)
         answers = self._ask_watches(message.stream_id, kv)
         with self.clock.time("write"):
             place = write_segment(

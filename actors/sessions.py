@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 
 class Sessions:
-    """`let_go`: what to call with a stream that is not in care any more; `has` says whether it is."""
+    """`let_go`: what to call with a stream that is not in care any more; `has` says whether it is. `on_done` hears the
+    ids of streams that have come to their end."""
 
     def __init__(
         self,
@@ -33,11 +34,13 @@ class Sessions:
         *,
         has: Callable[[Charge], bool],
         let_go: Callable[[Charge], None],
+        on_done: Callable[[str], None],
     ) -> None:
         self._workers = workers
         self._clock = clock
         self._has = has
         self._let_go = let_go
+        self._on_done = on_done
         self._store: CatalogKeeper | None = None
         self._threads = ThreadPoolExecutor(AT_ONCE, "session")
 
@@ -138,8 +141,11 @@ class Sessions:
             epoch = charge.last_epoch = store.begin_writing(charge.stream_id)
             info = store.record(charge.stream_id)  # after the epoch: nobody else commits from here on
             guidance = str(info.config.get("guidance", ""))
+            keep_ratio = float(info.config.get("keep_ratio", 0.0))
             watches = questions_of(store.watches_of(info.stream_id))
-            prefilling.worker.open_stream(info.stream_id, epoch, info.next_segment_no, guidance, watches)
+            prefilling.worker.open_stream(
+                info.stream_id, epoch, info.next_segment_no, guidance, keep_ratio, watches
+            )
             spec = StreamSpec(
                 info.stream_id,
                 info.uri,
@@ -190,6 +196,8 @@ class Sessions:
     def _finish(self, charge: Charge, state: Literal["done", "failed"], detail: str) -> None:
         with suppress(UnknownStreamError):
             self._opened.set_state(charge.stream_id, state, detail)
+            if state == "done":
+                self._on_done(charge.stream_id)
         self._let_go(charge)
         self.close(charge)
 

@@ -24,7 +24,8 @@ from streamkv.watches import Watch, WatchAnswer, WatchEvent
 
 
 class StoreActor:
-    """A `SegmentStore` behind calls that may be repeated: all but `add_stream` and `remove_watch` are idempotent."""
+    """A `SegmentStore` behind calls that may be repeated: all but `add_stream`, `begin_next` and `remove_watch` are
+    idempotent."""
 
     def __init__(
         self, config: StoreConfig, identity: ModelIdentity, watch: WatchConfig | None = None
@@ -58,6 +59,12 @@ class StoreActor:
 
     def remove_stream(self, stream_id: str) -> None:
         self._store().remove_stream(stream_id)
+
+    def begin_next(self, stream_id: str, config: Mapping[str, Any]) -> str:
+        return self._store().begin_next(stream_id, config)
+
+    def switch_to(self, stream_id: str) -> None:
+        self._store().switch_to(stream_id)
 
     def streams(self) -> list[StreamInfo]:
         return self._store().streams()

@@ -10,6 +10,9 @@ beside the catalog.)
                    paused      while the store has no room for the stream's next segment; others go on
 
 One thread looks at the workers and decides; it waits for no call about a stream.
+
+A stream that is encoded again is two to the store, by their ids, and one to users, by its name
+(`streamkv.store.generations`).
 """
 
 from __future__ import annotations
@@ -18,20 +21,37 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 
 from actors.failures import NotReadyError, WorkerLostError, describe
 from actors.placement import Charge, on_probation
 from actors.sessions import Sessions
 from actors.staff import AnySpot, Staff
 from actors.standing import make_watch, view_event, view_watch
+from actors.stream_settings import check_own, own_settings, stream_config
 from actors.timing import StageClock, add_totals
-from actors.views import GapView, NewWatch, PlaneState, PoolView, StreamView, WatchEventView, WatchView
+from actors.views import (
+    GapView,
+    NewWatch,
+    NextView,
+    PlaneState,
+    PoolView,
+    Reencoding,
+    StreamView,
+    WatchEventView,
+    WatchView,
+)
 from actors.workers import CatalogKeeper, Decoder, Workers
-from streamkv.compression import make_compressor
 from streamkv.config import PipelineConfig
-from streamkv.errors import ConfigError, StreamExistsError, StreamKVError, UnknownStreamError, WatchLimitError
-from streamkv.store import StreamInfo
+from streamkv.errors import (
+    LegalHoldError,
+    StoreError,
+    StreamExistsError,
+    StreamKVError,
+    UnknownStreamError,
+    WatchLimitError,
+)
+from streamkv.store import NEXT, StreamInfo, StreamRecord
 from streamkv.store.layout import check_stream_id
 from streamkv.uris import redact_uri
 
@@ -54,10 +74,14 @@ class Supervisor:
         self._config = config
         self._workers = workers
         self._staff = Staff(config, workers)
-        self._sessions = Sessions(workers, self.clock, has=self._has, let_go=self._let_go)
+        self._sessions = Sessions(
+            workers, self.clock, has=self._has, let_go=self._let_go, on_done=self._note_whole
+        )
         self._store: CatalogKeeper | None = None
         self._state = PlaneState("starting")
         self._charges: dict[str, Charge] = {}
+        self._whole: dict[str, str] = {}  # ids that are to take another's place, and what keeps them from it
+        self._switching = threading.Lock()  # whoever has one take its place, or gives it up
         self._changes = threading.Lock()  # guards the dict, not what is in it
         self._probation: dict[str, str] = {}  # of each decoder; as it was when this look began
         self._under_way = 0  # streams that are between two workers
@@ -82,11 +106,7 @@ class Supervisor:
         store = self._ready()
         check_stream_id(stream_id)
         guidance = guidance.strip()
-        if guidance and not make_compressor(self._config.method.compress).needs_scores:
-            raise ConfigError(
-                f"guidance: preset {self._config.preset!r} keeps every frame, so that there is nothing to guide; "
-                "add the stream without it"
-            )
+        check_own(self._config, guidance)
         with suppress(UnknownStreamError):
             store.record(stream_id)
             raise StreamExistsError(
@@ -94,40 +114,77 @@ class Supervisor:
             )
         with self._staff.admitted(len(self._charges)):
             found = self._staff.a_decoder(self._all()).probe(uri)
-            config = {
-                "preset": self._config.preset,
-                "sample_fps": self._config.source.sample_fps,
-                "duration_s": found.duration_s,
-                "width": found.width,
-                "height": found.height,
-                "codec": found.codec,
-                "is_live": found.is_live,
-                "guidance": guidance,
-            }
-            store.add_stream(stream_id, uri, config, tenant)
+            store.add_stream(stream_id, uri, stream_config(self._config, found, guidance), tenant)
             with self._changes:
                 self._charges[stream_id] = Charge(stream_id)
         self._wake.set()
         return self.stream(stream_id)
 
     def streams(self) -> list[StreamView]:
-        """All streams, by id."""
-        return [self._view(info) for info in self._ready().streams()]
+        """All streams, by name."""
+        found = {info.name: info for info in self._ready().streams()}
+        return [self._view(found[n], found.get(n + NEXT)) for n in sorted(found) if not found[n].is_next]
 
     def stream(self, stream_id: str) -> StreamView:
-        """UnknownStreamError when there is none of that id."""
-        return self._view(self._ready().stream(stream_id))
+        """UnknownStreamError when there is none of that name."""
+        store = self._ready()
+        info = store.stream(stream_id)
+        return self._view(info, store.stream(info.name + NEXT) if _next_of(store, info) else None)
 
     def remove_stream(self, stream_id: str) -> None:
         """Ends a stream's ingest, then takes its rows and files away; a held one goes on (LegalHoldError)."""
         store = self._ready()
-        charge = self._charges.get(stream_id)
-        with charge.lock if charge is not None else nullcontext():
-            store.record(stream_id).check_not_held()
-            if charge is not None:
+        info = store.record(stream_id)
+        info.check_not_held()
+        self._end([info, _next_of(store, info)], lambda: store.remove_stream(stream_id))
+
+    def _end(self, streams: Iterable[StreamRecord | None], then: Callable[[], None]) -> None:
+        """Ends the sessions of streams, and does what comes then with their locks held."""
+        charges = [self._charges[s.stream_id] for s in streams if s and s.stream_id in self._charges]
+        with ExitStack() as locks:
+            for charge in charges:
+                locks.enter_context(charge.lock)
                 self._let_go(charge)
                 self._sessions.close(charge)
-            store.remove_stream(stream_id)
+            then()
+
+    def reencode(self, stream_id: str, new: Reencoding) -> StreamView:
+        """Begins to ingest a stream's source again, beside what is stored of it, which goes when the new is whole.
+
+        One that failed makes way. What a session has begun with is in the catalog: a restart goes on with it.
+
+        Raises:
+            UnknownStreamError, ConfigError, SourceError, LegalHoldError, CapacityError: nothing has changed then.
+            StoreError: the stream is being ingested still, or encoded again already.
+        """
+        store = self._ready()
+        info = store.record(stream_id)
+        info.check_not_held()
+        own = own_settings(self._config, info, new)
+        with self._staff.admitted(len(self._charges)):
+            found = self._staff.a_decoder(self._all()).probe(info.uri)
+            with self._switching:
+                coming = _next_of(store, info)
+                if coming is not None and coming.state == "failed":
+                    store.remove_stream(coming.stream_id)
+                next_id = store.begin_next(stream_id, stream_config(self._config, found, *own))
+            with self._changes:
+                self._charges[next_id] = Charge(next_id)
+        self._wake.set()
+        return self.stream(stream_id)
+
+    def cancel_reencode(self, stream_id: str) -> StreamView:
+        """Gives up what `reencode` began; the stream is as it was. StoreError when there is nothing to give up."""
+        store = self._ready()
+        with self._switching:
+            coming = _next_of(store, store.record(stream_id))
+            if coming is None:
+                raise StoreError(
+                    f"stream {stream_id!r}: it is not being encoded again; there is nothing to cancel"
+                )
+            next_id = coming.stream_id
+            self._end([coming], lambda: store.remove_stream(next_id))
+        return self.stream(stream_id)
 
     def add_watch(self, new: NewWatch) -> tuple[WatchView, str]:
         """Registers a standing question. Asked of all segments whose prefill ends from then on.
@@ -139,7 +196,7 @@ class Supervisor:
         """
         store = self._ready()
         watch = make_watch(new, self._config)
-        charge = self._charges.get(watch.stream_id)
+        charge = self._charges.get(store.record(watch.stream_id).stream_id)
         with charge.lock if charge is not None else nullcontext():
             state = store.record(watch.stream_id).state
             if state in LAST_STATES:
@@ -249,6 +306,8 @@ class Supervisor:
         for info in sorted(store.streams(), key=lambda info: info.created_at):
             if info.state not in LAST_STATES:
                 self._charges[info.stream_id] = Charge(info.stream_id)
+            elif info.is_next and info.state == "done":
+                self._whole[info.stream_id] = ""
         self._sessions.open(store)
         self._store = store
 
@@ -267,6 +326,27 @@ class Supervisor:
                 finally:
                     charge.lock.release()
         self._staff.dismiss(self._all())
+        for stream_id in list(self._whole):
+            with self._switching:
+                self._switch(stream_id)
+
+    def _switch(self, stream_id: str) -> None:
+        """Has a whole new memory take its stream's place, now or at a later look."""
+        try:
+            self._ready().switch_to(stream_id)
+        except UnknownStreamError:  # given up, or removed with its stream
+            self._whole.pop(stream_id, None)
+        except LegalHoldError as exc:
+            self._whole[stream_id] = str(exc)
+        except StoreError as exc:  # of a database that is away, or of files that are left, which go later
+            log.warning("stream %s is not in its place yet: %s", stream_id, describe(exc))
+        else:
+            self._whole.pop(stream_id, None)
+
+    def _note_whole(self, stream_id: str) -> None:
+        """A stream has come to its end; it may have been ingested to take another's place."""
+        if self._ready().record(stream_id).is_next:
+            self._whole[stream_id] = ""
 
     def _hear(self) -> None:
         """Hears from all workers: what one has lost is to begin again, what it has left over ends."""
@@ -371,12 +451,12 @@ class Supervisor:
             raise NotReadyError(f"the ingest plane is not ready, it is {self._state.phase}{detail}")
         return self._store
 
-    def _view(self, info: StreamInfo) -> StreamView:
+    def _view(self, info: StreamInfo, coming: StreamInfo | None) -> StreamView:
         charge = self._charges.get(info.stream_id)
         waits = charge.waits if charge is not None and not charge.paused else ""
         position_s = charge.feed.position_s if charge is not None and charge.feed is not None else 0.0
         return StreamView(
-            stream_id=info.stream_id,
+            stream_id=info.name,
             uri=redact_uri(info.uri),
             # A full disk may not even take the catalog's note that the stream is paused.
             state="paused" if charge is not None and charge.paused else "registered" if waits else info.state,
@@ -396,4 +476,27 @@ class Supervisor:
             guidance=str(info.config.get("guidance", "")),
             tenant=info.tenant,
             legal_hold=info.legal_hold,
+            keep_ratio=float(info.config.get("keep_ratio", 0.0)),
+            next=None if coming is None else self._view_next(coming),
         )
+
+    def _view_next(self, info: StreamInfo) -> NextView:
+        view = self._view(info, None)
+        return NextView(
+            state=view.state,
+            detail=self._whole.get(info.stream_id) or view.detail,
+            duration_s=view.duration_s,
+            position_s=view.position_s,
+            num_segments=view.num_segments,
+            file_bytes=view.file_bytes,
+            guidance=view.guidance,
+            keep_ratio=view.keep_ratio,
+        )
+
+
+def _next_of(store: CatalogKeeper, info: StreamRecord) -> StreamRecord | None:
+    """What is being made to take the stream's place."""
+    try:
+        return store.record(info.name + NEXT)
+    except UnknownStreamError:
+        return None

@@ -29,6 +29,29 @@ class LiveView:
 
 
 @dataclass(frozen=True)
+class Reencoding:
+    """What a stream is to be encoded with, once more."""
+
+    guidance: str | None = None  # None: as it is; empty: the method's
+    keep_ratio: float | None = None  # None: as it is; 0.0: the method's
+    model: str = ""  # a path; empty, and the server's own: this one
+
+
+@dataclass(frozen=True)
+class NextView:
+    """A stream's memory that is being made anew, beside the one that answers."""
+
+    state: str  # `done`: whole, and about to take its place, or kept from it as `detail` says
+    detail: str
+    duration_s: float
+    position_s: float
+    num_segments: int
+    file_bytes: int
+    guidance: str
+    keep_ratio: float  # 0.0: the method's
+
+
+@dataclass(frozen=True)
 class StreamView:
     """A stream as users see it: the catalog's truth, and what is going on now."""
 
@@ -51,6 +74,8 @@ class StreamView:
     guidance: str = ""  # its own guidance prompt; empty: the method's
     tenant: str = ""  # whose it is
     legal_hold: str = ""  # why nothing of it may be deleted; empty: it may
+    keep_ratio: float = 0.0  # its own; 0.0: the method's
+    next: NextView | None = None
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,16 @@ class CountingEngine:
 
     def __init__(self) -> None:
         self.heard: set[str] = set()  # guidance prompts
+        self.kept: set[float] = set()  # shares of frames
 
     def open_window(self, memory: VideoMemory | None = None) -> list[int]:
         return [s.segment_no for s in memory.segments] if memory is not None else []
 
-    def prefill(self, window: list[int], segment: Segment, guidance: str = "") -> SegmentKV:
+    def prefill(
+        self, window: list[int], segment: Segment, guidance: str = "", keep_ratio: float = 0.0
+    ) -> SegmentKV:
         self.heard.add(guidance)
+        self.kept.add(keep_ratio)
         # Retention may have taken the beginning of what it was opened with.
         wanted = list(range(segment.segment_no - len(window), segment.segment_no))
         assert window == wanted

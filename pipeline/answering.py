@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from pipeline.dialogue import Query, Reply
+from pipeline.dialogue import CancelledError, Query, Reply
+from pipeline.links import Links, links_of
 from pipeline.schemas import Answer, Evidence, Gap, Span
-from pipeline.spans import AskedSpan, asked_span
+from pipeline.spans import AskedSpan, asked_span, origin_of
 from streamkv.config import PipelineConfig
 from streamkv.conversation import Turn
 from streamkv.engine import Engine, check_question
@@ -22,8 +23,7 @@ from streamkv.errors import QuestionError, SegmentGoneError, StoreError
 from streamkv.latest import LatestPast
 from streamkv.memory import VideoMemory
 from streamkv.models import load_model
-from streamkv.store import Gap as StoredGap
-from streamkv.store import ModelIdentity, SegmentStore, StreamReader, StreamSnapshot
+from streamkv.store import ModelIdentity, SegmentStore, StreamReader, StreamRecord, StreamSnapshot
 from streamkv.types import Answer as EngineAnswer
 from streamkv.types import Segment
 
@@ -35,10 +35,6 @@ MAX_GAPS = 20
 """Gaps that an answer names, the latest ones."""
 EARLIER_QUESTIONS = 4
 """All earlier turns together may be as long as this many of the longest questions."""
-
-
-class CancelledError(Exception):
-    """Nobody waits for the answer any more."""
 
 
 LatestSegments = Callable[[str, torch.device], list[Segment]]
@@ -84,7 +80,7 @@ class Answerer:
             if on_text is not None:
                 on_text(text)
 
-        def found_now() -> tuple[EngineAnswer, AskedSpan | None, Sequence[StoredGap]]:
+        def found_now() -> tuple[EngineAnswer, AskedSpan | None, StreamRecord]:
             memory = self._memory(query.stream_id)
             record = self.opened().record(query.stream_id)  # after the memory: gaps up to its end are in it
             asked = asked_span(query, memory, record, serve)
@@ -97,21 +93,27 @@ class Answerer:
                 min_confidence=serve.min_confidence,
                 on_token=on_token,
             )
-            return found, asked, record.gaps
+            return found, asked, record
 
         try:
-            found, asked, noted = found_now()
+            found, asked, record = found_now()
         except SegmentGoneError:
             if has_begun:
                 raise
-            found, asked, noted = found_now()  # of what retention has left
+            found, asked, record = found_now()  # of what retention has left
         start_s, end_s = asked.span if asked else (-math.inf, math.inf)
         end_s = min(end_s, found.as_of_s)
-        gaps = [gap for gap in noted if gap.start_s <= end_s and gap.end_s > start_s]
+        gaps = [gap for gap in record.gaps if gap.start_s <= end_s and gap.end_s > start_s]
         answer = Answer(
             answer=found.text,
             evidence=[
-                Evidence(segment=e.segment_no, start_s=e.start_s, end_s=e.end_s, weight=e.weight)
+                Evidence(
+                    segment=e.segment_no,
+                    start_s=e.start_s,
+                    end_s=e.end_s,
+                    weight=e.weight,
+                    **self.links(record, e.start_s, e.end_s)._asdict(),
+                )
                 for e in found.evidence
             ],
             confidence=found.confidence,
@@ -126,6 +128,12 @@ class Answerer:
             completion_tokens=found.num_tokens,
             finish="stop" if found.num_tokens < max_new_tokens else "length",
         )
+
+    def links(self, record: StreamRecord, start_s: float, end_s: float) -> Links:
+        """Where the pictures of a span are found; nowhere for a live source."""
+        if origin_of(record) is not None:
+            return Links()
+        return links_of(record.name, start_s, end_s, self.config.serve.max_clip_s)
 
     def committed(self, stream_id: str) -> StreamSnapshot:
         """What is durable of the stream; StoreError when that is nothing."""

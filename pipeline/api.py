@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, HTTPException, Query, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
-from actors.views import PlaneState, PoolView, StreamView
+from actors.views import PlaneState, PoolView, Reencoding, StreamView
 from pipeline import dialogue, http_errors, openai, watches
-from pipeline.dialogue import Picture
+from pipeline.dialogue import ClipHead, Picture
 from pipeline.keys import KeyFile
 from pipeline.schemas import (
     Answer,
@@ -21,12 +22,14 @@ from pipeline.schemas import (
     Pool,
     PoolList,
     Question,
+    Reencode,
     Search,
     SearchResult,
     SegmentList,
     Stream,
     StreamList,
 )
+from pipeline.thumbnails import add_thumbnails
 
 MAX_BODY_BYTES = 1_000_000
 """Longer bodies are refused: no question or URI is near it."""
@@ -46,11 +49,17 @@ class Backend(openai.Asking, watches.Watching, Protocol):
 
     async def remove_stream(self, stream_id: str) -> None: ...
 
-    async def search(self, query: dialogue.SearchQuery) -> SearchResult: ...
+    async def reencode(self, stream_id: str, new: Reencoding) -> StreamView: ...
+
+    async def cancel_reencode(self, stream_id: str) -> StreamView: ...
 
     async def segments(self, stream_id: str, after: int, limit: int) -> SegmentList: ...
 
-    async def picture(self, stream_id: str, at_s: float) -> Picture: ...
+    async def picture(self, stream_id: str, at_s: float, width: int | None) -> Picture: ...
+
+    def clip(
+        self, stream_id: str, start_s: float, end_s: float
+    ) -> AsyncGenerator[ClipHead | bytes, None]: ...
 
     async def pools(self) -> list[PoolView]: ...
 
@@ -104,6 +113,17 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
         await backend.remove_stream(stream_id)
         return Response(status_code=204)
 
+    @app.post("/v1/streams/{stream_id}/reencode", status_code=202)
+    async def reencode(stream_id: str, new: Reencode) -> Stream:
+        """Ingests a stream's source again, beside what is stored of it, which answers until the new is whole."""
+        how = Reencoding(new.guidance, new.keep_ratio, new.model)
+        return Stream.of(await backend.reencode(stream_id, how))
+
+    @app.delete("/v1/streams/{stream_id}/reencode")
+    async def cancel_reencode(stream_id: str) -> Stream:
+        """Gives that up; the stream stays as it was."""
+        return Stream.of(await backend.cancel_reencode(stream_id))
+
     @app.post("/v1/streams/{stream_id}/questions")
     async def ask(stream_id: str, question: Question) -> Answer:
         """Answers a question from what the stream has shown so far, or in the span that is named."""
@@ -114,7 +134,10 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
             start=question.start,
             end=question.end,
         )
-        return (await backend.reply(query)).answer
+        answer = (await backend.reply(query)).answer
+        if question.thumbnails:
+            await add_thumbnails(backend.thumbnails, stream_id, answer)
+        return answer
 
     @app.post("/v1/search")
     async def search(search: Search) -> SearchResult:
@@ -128,7 +151,11 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
             start=search.start,
             end=search.end,
         )
-        return await backend.search(query)
+        found = (await backend.search(query)).result
+        for stream in found.streams if search.thumbnails else ():
+            if stream.answer is not None:
+                await add_thumbnails(backend.thumbnails, stream.stream_id, stream.answer)
+        return found
 
     @app.get("/v1/streams/{stream_id}/segments")
     async def list_segments(
@@ -152,9 +179,12 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
             float,
             Query(ge=0, le=1e9, allow_inf_nan=False, description="stream time", examples=[143.0]),
         ],
+        width: Annotated[
+            int | None, Query(ge=16, le=4096, description="in pixels; a wider picture is made smaller")
+        ] = None,
     ) -> Response:
         """The picture on show at a time, from the source; `X-At-Seconds` is later where footage is missing."""
-        picture = await backend.picture(stream_id, at_s)
+        picture = await backend.picture(stream_id, at_s, width)
         return Response(picture.jpeg, media_type="image/jpeg", headers={"X-At-Seconds": f"{picture.at_s:g}"})
 
     @app.get("/v1/pools")
@@ -168,6 +198,42 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
         named = sizes.model_dump(exclude_none=True)
         return PoolList(pools=[Pool.of(view) for view in await backend.scale(named)])
 
+    @app.get(
+        "/v1/streams/{stream_id}/clip.mp4",
+        response_class=StreamingResponse,
+        responses={
+            200: {
+                "content": {"video/mp4": {}},
+                "headers": {
+                    "X-Start-Seconds": {"schema": {"type": "number"}},
+                    "X-End-Seconds": {"schema": {"type": "number"}},
+                    "X-Clip": {"schema": {"enum": ["copied", "encoded"]}},
+                },
+            }
+        },
+    )
+    async def get_clip(
+        stream_id: str,
+        start: Annotated[
+            float, Query(alias="from", ge=0, le=1e9, allow_inf_nan=False, description="stream time")
+        ],
+        end: Annotated[
+            float, Query(alias="to", ge=0, le=1e9, allow_inf_nan=False, description="stream time")
+        ],
+    ) -> StreamingResponse:
+        """A span of the source's footage as MP4, without sound, from the keyframe before it (`X-Start-Seconds`)."""
+        pieces = backend.clip(stream_id, start, end)
+        head = await anext(pieces)  # until here an error has a status of its own
+        assert isinstance(head, ClipHead)
+        headers = {
+            "Content-Length": str(head.num_bytes),
+            "Content-Disposition": f'inline; filename="{stream_id}-{start:g}-{end:g}.mp4"',
+            "X-Start-Seconds": f"{head.start_s:.3f}",
+            "X-End-Seconds": f"{head.end_s:.3f}",
+            "X-Clip": head.how,
+        }
+        return StreamingResponse(_bytes_of(pieces), media_type="video/mp4", headers=headers)
+
     @app.get("/v1/stats")
     async def stats() -> dict[str, float]:
         """Seconds and counts of each ingest stage since its workers started."""
@@ -176,6 +242,13 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
     app.include_router(watches.make_router(backend))
     app.include_router(openai.make_router(backend))
     return app
+
+
+async def _bytes_of(pieces: AsyncGenerator[ClipHead | bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(pieces):
+        async for piece in pieces:
+            assert isinstance(piece, bytes)
+            yield piece
 
 
 class KeyCheck:

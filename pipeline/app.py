@@ -1,7 +1,7 @@
 """The Serve application: `build_app` is its one builder, here and in a cluster's Serve config.
 
-Api (FastAPI, stateless) -> by stream -> Answer (model, engine, warm streams)      both read the same
-store
+Api (FastAPI, stateless) -> by stream -> Answer (model, engine, warm streams)      both read the same store
+    |-> Look (segments, pictures, clips)                                           and this one, too,
     |-> the detached supervisor, which Api starts if there is none                 which ingest writes
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import ray
 from pydantic import BaseModel, ConfigDict
@@ -26,9 +26,9 @@ from actors.failures import WorkerLostError
 from actors.remote import plain_error
 from actors.roles import ANSWER, ROLE_SHARE
 from actors.spawn import ensure_supervisor, find_supervisor
-from actors.views import NewWatch, PlaneState, PoolView, StreamView, WatchEventView, WatchView
+from actors.views import NewWatch, PlaneState, PoolView, Reencoding, StreamView, WatchEventView, WatchView
 from pipeline import schemas
-from pipeline.dialogue import Picture, Query, Reply, SearchQuery
+from pipeline.dialogue import ClipHead, Picture, Query, Reply, SearchQuery, SearchReply
 from pipeline.http_errors import DeadlineError, OverloadedError
 from pipeline.keys import KeyFile, is_loopback
 from pipeline.settings import load_settings
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
+    from pipeline.footage import Footage
+
+T = TypeVar("T")
+
 APP_NAME = "streamkv"
 ANSWER_TRIES = 3
 """Replicas that are asked for one answer before the asker hears that there is none."""
@@ -49,6 +53,10 @@ REPLICA_LOST = (RayActorError, DeploymentUnavailableError)
 RETRY_PAUSE_S = 0.2
 ALL_STREAMS = "*"
 """Where questions to many streams go, in place of a stream: one replica then has them all warm."""
+LOOKS = 16
+"""Requests that a `Look` takes at once, clips on their way out among them."""
+CHUNK_BYTES = 1 << 20
+"""Of a clip on its way: large enough for Ray to keep it outside of anybody's heap."""
 CONTROL_S = 60.0
 """Adding a stream opens its source, removing one waits for the segment at hand."""
 
@@ -68,9 +76,10 @@ def build_app(args: AppArgs) -> Application:
     """The whole application from a configuration."""
     config = load_settings(args.config, args.overrides)
     # The decorators make deployments of these classes, which mypy, that skips Ray, does not see.
-    api, answer = cast(Any, Api), cast(Any, Answer)
+    api, answer, look = cast(Any, Api), cast(Any, Answer), cast(Any, Look)
     answering = answer.options(**answer_options(config.serve)).bind(config)
-    return api.options(**api_options(config.serve, config.watch)).bind(config, answering)
+    looking = look.options(**look_options(config.serve)).bind(config)
+    return api.options(**api_options(config.serve, config.watch)).bind(config, answering, looking)
 
 
 def api_options(config: ServeConfig, watch: WatchConfig) -> dict[str, Any]:
@@ -104,6 +113,19 @@ def answer_options(config: ServeConfig) -> dict[str, Any]:
     }
 
 
+def look_options(config: ServeConfig) -> dict[str, Any]:
+    """One clip is made at a time, beside one picture; where questions are answered, since that sees the footage."""
+    return {
+        "num_replicas": 1,
+        "max_ongoing_requests": LOOKS,
+        "max_queued_requests": config.max_queued,
+        "health_check_period_s": 10,
+        "health_check_timeout_s": 30,
+        "graceful_shutdown_timeout_s": config.timeout_s,
+        "ray_actor_options": {"num_cpus": 0.1, "resources": {ANSWER: ROLE_SHARE}},
+    }
+
+
 def stream_affinity() -> dict[str, Any]:
     """Sends a stream's questions to the replica that has it warm, where Ray can (experimental there).
 
@@ -124,14 +146,11 @@ class Answer:
     def __init__(self, config: PipelineConfig) -> None:
         from actors.latest import latest_segments
         from pipeline.answering import Answerer  # brings torch, which only this process needs
-        from pipeline.footage import Footage
         from pipeline.searching import Searcher
 
         self._answerer = Answerer(config, latest_segments)
         self._searcher = Searcher(self._answerer)
         self._thread = ThreadPoolExecutor(1, "answer")
-        self._footage = Footage(config.store)
-        self._looks = ThreadPoolExecutor(1, "look")
 
     def check_health(self) -> None:
         self._answerer.check_health()
@@ -171,7 +190,7 @@ class Answer:
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._thread, self._answerer.answer, query, cancelled, on_text)
 
-    async def search(self, query: SearchQuery) -> schemas.SearchResult:
+    async def search(self, query: SearchQuery) -> SearchReply:
         """See `Searcher.search`. Ends early when the asker has gone."""
         cancelled = threading.Event()
         loop = asyncio.get_running_loop()
@@ -181,15 +200,56 @@ class Answer:
             cancelled.set()
             raise
 
+
+@serve.deployment
+class Look:
+    """What was filmed and what is stored of it. A process of its own: no clip takes a question's place, and no
+    malformed file the model down with the decoder that it breaks."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self._config = config
+        self._footage: Footage | None = None
+        self._looks = ThreadPoolExecutor(1, "look")
+        self._clips = ThreadPoolExecutor(1, "clip")
+
     async def segments(self, stream_id: str, after: int, limit: int) -> schemas.SegmentList:
         """See `Footage.segments`."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._looks, self._footage.segments, stream_id, after, limit)
+        return await self._look(lambda: self._opened().segments(stream_id, after, limit))
 
-    async def picture(self, stream_id: str, at_s: float) -> Picture:
+    async def picture(self, stream_id: str, at_s: float, width: int | None) -> Picture:
         """See `Footage.picture`."""
+        return await self._look(lambda: self._opened().picture(stream_id, at_s, width))
+
+    async def thumbnails(self, stream_id: str, times_s: Sequence[float], width: int) -> list[bytes | None]:
+        """See `Footage.thumbnails`."""
+        return await self._look(lambda: self._opened().thumbnails(stream_id, times_s, width))
+
+    async def clip(
+        self, stream_id: str, start_s: float, end_s: float
+    ) -> AsyncGenerator[ClipHead | bytes, None]:
+        """See `Footage.clip`: its head, then its bytes. Ends early when the asker has gone."""
+        cancelled = threading.Event()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._looks, self._footage.picture, stream_id, at_s)
+        try:
+            head, file = await loop.run_in_executor(
+                self._clips, lambda: self._opened().clip(stream_id, start_s, end_s, cancelled)
+            )
+        finally:
+            cancelled.set()
+        with file:
+            yield head
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+
+    async def _look(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._looks, work)
+
+    def _opened(self) -> Footage:
+        from pipeline.footage import Footage  # brings torch: seconds that no start of the server waits for
+
+        if self._footage is None:
+            self._footage = Footage(self._config)
+        return self._footage
 
 
 @serve.deployment
@@ -197,10 +257,10 @@ class Answer:
 class Api:
     """The ingress."""
 
-    def __init__(self, config: PipelineConfig, answer: DeploymentHandle) -> None:
+    def __init__(self, config: PipelineConfig, answer: DeploymentHandle, look: DeploymentHandle) -> None:
         ensure_supervisor(config)
         self._config = config
-        self._backend = ServeBackend(config, answer)
+        self._backend = ServeBackend(config, answer, look)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         from pipeline.api import make_api
@@ -210,12 +270,13 @@ class Api:
 
 
 class ServeBackend:
-    """What the routes call: the supervisor for streams, an `Answer` replica for questions."""
+    """What the routes call: the supervisor for streams, an `Answer` replica for questions, `Look` for footage."""
 
-    def __init__(self, config: PipelineConfig, answer: DeploymentHandle) -> None:
+    def __init__(self, config: PipelineConfig, answer: DeploymentHandle, look: DeploymentHandle) -> None:
         self._config = config
         self._answer = answer
         self._followers = Followers(self._watch_events, config.watch.max_followers)
+        self._look = look
 
     async def state(self) -> PlaneState:
         try:
@@ -271,6 +332,14 @@ class ServeBackend:
         pools: list[PoolView] = await self._supervise("scale", sizes)
         return pools
 
+    async def reencode(self, stream_id: str, new: Reencoding) -> StreamView:
+        view: StreamView = await self._supervise("reencode", stream_id, new)
+        return view
+
+    async def cancel_reencode(self, stream_id: str) -> StreamView:
+        view: StreamView = await self._supervise("cancel_reencode", stream_id)
+        return view
+
     async def stats(self) -> dict[str, float]:
         stats: dict[str, float] = await self._supervise("stats")
         return stats
@@ -317,22 +386,47 @@ class ServeBackend:
             finally:
                 reply.cancel()
 
-    async def search(self, query: SearchQuery) -> schemas.SearchResult:
-        result: schemas.SearchResult = await self._ask_replica("search", ALL_STREAMS, query)
-        return result
-
-    async def segments(self, stream_id: str, after: int, limit: int) -> schemas.SegmentList:
-        found: schemas.SegmentList = await self._ask_replica("segments", stream_id, stream_id, after, limit)
+    async def search(self, query: SearchQuery) -> SearchReply:
+        found: SearchReply = await self._ask_replica("search", ALL_STREAMS, query)
         return found
 
-    async def picture(self, stream_id: str, at_s: float) -> Picture:
-        picture: Picture = await self._ask_replica("picture", stream_id, stream_id, at_s)
+    async def segments(self, stream_id: str, after: int, limit: int) -> schemas.SegmentList:
+        found: schemas.SegmentList = await self._try(self._look, "segments", stream_id, after, limit)
+        return found
+
+    async def picture(self, stream_id: str, at_s: float, width: int | None) -> Picture:
+        picture: Picture = await self._try(self._look, "picture", stream_id, at_s, width)
         return picture
 
+    async def thumbnails(self, stream_id: str, times_s: Sequence[float], width: int) -> list[bytes | None]:
+        found: list[bytes | None] = await self._try(self._look, "thumbnails", stream_id, times_s, width)
+        return found
+
+    async def clip(
+        self, stream_id: str, start_s: float, end_s: float
+    ) -> AsyncGenerator[ClipHead | bytes, None]:
+        """Its head, then its bytes. Closing it cancels the work."""
+        with self._translated():
+            pieces = self._look.options(stream=True).clip.remote(stream_id, start_s, end_s)
+            try:
+                while True:
+                    try:
+                        piece = await asyncio.wait_for(anext(pieces), self._config.serve.timeout_s)
+                    except StopAsyncIteration:
+                        return
+                    except REPLICA_LOST as exc:
+                        raise WorkerLostError("the process that made the clip died; ask again") from exc
+                    yield piece
+            finally:
+                pieces.cancel()
+
     async def _ask_replica(self, method: str, stream_id: str, *args: Any) -> Any:
-        """Asks the stream's replica; another one when it dies, as long as there is time."""
+        """Asks the stream's own replica, if it can."""
+        return await self._try(self._answer.options(session_id=stream_id), method, *args)
+
+    async def _try(self, replica: DeploymentHandle, method: str, *args: Any) -> Any:
+        """Asks a replica; another one when it dies, as long as there is time."""
         deadline = time.monotonic() + self._config.serve.timeout_s
-        replica = self._answer.options(session_id=stream_id)
         for attempt in range(1, ANSWER_TRIES + 1):
             try:
                 with self._translated():
@@ -352,7 +446,7 @@ class ServeBackend:
             yield
         except BackPressureError as exc:
             raise OverloadedError(
-                f"{limits.max_queued} questions wait already; ask again a little later"
+                f"{limits.max_queued} requests wait already; ask again a little later"
             ) from exc
         except TimeoutError as exc:
             raise DeadlineError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -67,6 +68,21 @@ class Client:
 
     def remove_stream(self, stream_id: str) -> None:
         self._call("DELETE", f"/v1/streams/{quote(stream_id, safe='')}")
+
+    def reencode(
+        self,
+        stream_id: str,
+        guidance: str | None = None,
+        *,
+        keep_ratio: float | None = None,
+        model: str = "",
+    ) -> Json:
+        """Begins to encode a stream again; what is None stays as it is."""
+        new = {"guidance": guidance, "keep_ratio": keep_ratio, "model": model}
+        return self._call("POST", f"/v1/streams/{quote(stream_id, safe='')}/reencode", new)
+
+    def cancel_reencode(self, stream_id: str) -> Json:
+        return self._call("DELETE", f"/v1/streams/{quote(stream_id, safe='')}/reencode")
 
     def ask(
         self,
@@ -184,6 +200,22 @@ class Client:
         pools: list[Json] = self._call("PUT", "/v1/pools", {"encode": encode, "prefill": prefill})["pools"]
         return pools
 
+    def save(self, link: str, path: Path) -> None:
+        """Writes what is behind an answer's link, such as its clip, whole or not at all."""
+        partial = path.with_name(f".{path.name}.tmp")
+        try:
+            with self._http.stream("GET", link) as response, partial.open("wb") as file:
+                if not response.is_success:
+                    response.read()
+                    raise _error_of(response)
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
+            partial.replace(path)
+        except httpx.TransportError as exc:
+            raise self._silent(exc) from exc
+        finally:
+            partial.unlink(missing_ok=True)
+
     def stats(self) -> dict[str, float]:
         return self._call("GET", "/v1/stats")
 
@@ -191,12 +223,15 @@ class Client:
         try:
             response = self._http.request(method, path, json=body)
         except httpx.TransportError as exc:
-            raise NotRunningError(
-                f"server {self.url}: no answer ({type(exc).__name__}); start it with: streamkv up"
-            ) from exc
+            raise self._silent(exc) from exc
         if response.is_success:
             return dict(response.json()) if response.content else {}
         raise _error_of(response)
+
+    def _silent(self, exc: httpx.TransportError) -> NotRunningError:
+        return NotRunningError(
+            f"server {self.url}: no answer ({type(exc).__name__}); start it with: streamkv up"
+        )
 
 
 def read_events(lines: Iterable[str]) -> Iterator[tuple[str, Json]]:

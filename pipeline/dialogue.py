@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from pipeline.schemas import Answer
+from pipeline.schemas import Answer, SearchResult
 from streamkv.conversation import Turn
 from streamkv.when import Moment
+
+
+class CancelledError(Exception):
+    """Nobody waits for it any more."""
 
 
 class Query(NamedTuple):
@@ -30,11 +34,12 @@ class SearchQuery(NamedTuple):
     max_new_tokens: int | None = None
     start: Moment | None = None
     end: Moment | None = None
+    earlier: tuple[Turn, ...] = ()
 
     def of(self, stream_id: str) -> Query:
         """The same question to one of them."""
         return Query(
-            stream_id, self.question, max_new_tokens=self.max_new_tokens, start=self.start, end=self.end
+            stream_id, self.question, self.earlier, self.max_new_tokens, start=self.start, end=self.end
         )
 
 
@@ -45,6 +50,24 @@ class Reply(NamedTuple):
     prompt_tokens: int  # system prompt, earlier turns and question; not the video that was read
     completion_tokens: int
     finish: Literal["stop", "length"]  # the model ended it, or the limit did
+
+
+class SearchReply(NamedTuple):
+    """What a search found, and what its answers cost together."""
+
+    result: SearchResult
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish: Literal["stop", "length"] = "stop"  # a limit ended one of the answers
+
+
+class ClipHead(NamedTuple):
+    """What comes before a clip's bytes."""
+
+    start_s: float  # stream time of the first picture
+    end_s: float
+    num_bytes: int
+    how: Literal["copied", "encoded"]
 
 
 class Picture(NamedTuple):

@@ -15,6 +15,7 @@ from streamkv.errors import (
     ObjectStoreError,
     SegmentGoneError,
     SourceError,
+    SourceGoneError,
     StoreError,
     StoreFullError,
     StreamExistsError,
@@ -43,6 +44,7 @@ STATUS: dict[type[Exception], int] = {
     StreamExistsError: 409,
     StreamIdError: 422,
     SourceError: 422,
+    SourceGoneError: 410,
     CorruptSegmentError: 500,  # ours, not the asker's
     ModelError: 500,
     SegmentGoneError: 503,  # asked again, it is answered from what is left

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from actors.views import GapView, LiveView, PoolView, StreamView
+from actors.views import GapView, LiveView, NextView, PoolView, StreamView
 
 Moment = Annotated[float, Field(strict=True, allow_inf_nan=False)] | Annotated[str, Field(max_length=64)]
 From = Annotated[
@@ -17,6 +17,15 @@ From = Annotated[
     ),
 ]
 To = Annotated[Moment | None, Field(alias="to", description="only what was shown before then")]
+
+
+Thumbnails = Annotated[
+    bool, Field(description="with the heaviest evidence, small pictures inside the answer (data URLs)")
+]
+FrameLink = Annotated[
+    str | None, Field(description="path of the picture in its middle; null: the source is live")
+]
+ClipLink = Annotated[str | None, Field(description="path of its footage as MP4; null: the source is live")]
 
 
 def example(**values: Any) -> ConfigDict:
@@ -38,6 +47,44 @@ class NewStream(BaseModel):
     tenant: Annotated[
         str, Field(max_length=200, description="whose it is; a tenant's streams share a limit of bytes")
     ] = ""
+
+
+class Reencode(BaseModel):
+    """What a stream is to be encoded with, once more; what is left out stays as it is."""
+
+    model_config = example(guidance="signs and what they say", keep_ratio=0.2)
+
+    guidance: Annotated[
+        str | None, Field(max_length=2000, description="what to keep of it; empty: the server's own prompt")
+    ] = None
+    keep_ratio: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="share of frames that each layer keeps; 0: the server's own"),
+    ] = None
+    model: Annotated[
+        str, Field(max_length=4096, description="the server's; any other is refused, a store is of one model")
+    ] = ""
+
+
+class Next(BaseModel):
+    """A stream's memory that is being made anew, and how far it has come."""
+
+    state: Annotated[
+        str, Field(description="done: whole, and about to take its place unless `detail` says why not")
+    ]
+    detail: str
+    duration_s: float
+    position_s: float
+    segments: int
+    file_bytes: int
+    guidance: str
+    keep_ratio: Annotated[float, Field(description="0: the server's")]
+
+    @classmethod
+    def of(cls, view: NextView) -> Next:
+        return cls(
+            segments=view.num_segments, **{n: v for n, v in asdict(view).items() if n != "num_segments"}
+        )
 
 
 class Gap(BaseModel):
@@ -113,6 +160,8 @@ class Stream(BaseModel):
     guidance: Annotated[str, Field(description="its own guidance prompt; empty: the server's")] = ""
     tenant: Annotated[str, Field(description="whose it is")] = ""
     legal_hold: Annotated[str, Field(description="why nothing of it may be deleted; empty: it may")] = ""
+    keep_ratio: Annotated[float, Field(description="its own share of frames kept; 0: the server's")] = 0.0
+    reencode: Annotated[Next | None, Field(description="what is to take its place; null: nothing")] = None
 
     @classmethod
     def of(cls, view: StreamView) -> Stream:
@@ -135,6 +184,8 @@ class Stream(BaseModel):
             guidance=view.guidance,
             tenant=view.tenant,
             legal_hold=view.legal_hold,
+            keep_ratio=view.keep_ratio,
+            reencode=Next.of(view.next) if view.next is not None else None,
         )
 
 
@@ -246,6 +297,7 @@ class Question(BaseModel):
     max_new_tokens: Annotated[int | None, Field(ge=1, le=4096, description="default: the server's")] = None
     start: From = None
     end: To = None
+    thumbnails: Thumbnails = False
 
 
 class Evidence(BaseModel):
@@ -255,6 +307,12 @@ class Evidence(BaseModel):
     start_s: float
     end_s: float
     weight: Annotated[float, Field(description="share of the answer's attention to video")]
+    frame: FrameLink = None
+    clip: ClipLink = None
+    thumbnail: Annotated[
+        str | None,
+        Field(description="the frame as a small JPEG, as a data URL, if `thumbnails` were asked for"),
+    ] = None
 
 
 class Span(BaseModel):
@@ -273,7 +331,17 @@ class Answer(BaseModel):
             "examples": [
                 {
                     "answer": "red",
-                    "evidence": [{"segment": 12, "start_s": 143.0, "end_s": 152.0, "weight": 0.61}],
+                    "evidence": [
+                        {
+                            "segment": 12,
+                            "start_s": 143.0,
+                            "end_s": 152.0,
+                            "weight": 0.61,
+                            "frame": "/v1/streams/lobby/frames?at_s=147.5",
+                            "clip": "/v1/streams/lobby/clip.mp4?from=143&to=152",
+                            "thumbnail": None,
+                        }
+                    ],
                     "confidence": 0.93,
                     "as_of_s": 600.0,
                     "timings_ms": {"search": 1.2, "first_token": 31.0, "total": 40.5},
@@ -311,6 +379,7 @@ class Search(BaseModel):
     max_new_tokens: Annotated[int | None, Field(ge=1, le=4096, description="default: the server's")] = None
     start: From = None
     end: To = None
+    thumbnails: Thumbnails = False
 
 
 class FoundMoment(BaseModel):
@@ -320,6 +389,8 @@ class FoundMoment(BaseModel):
     start_s: float
     end_s: float
     score: float
+    frame: FrameLink = None
+    clip: ClipLink = None
 
 
 class FoundStream(BaseModel):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pipeline.answering import Answerer
-from pipeline.dialogue import Query, SearchQuery
+from pipeline.dialogue import Reply, SearchQuery, SearchReply
 from pipeline.schemas import FoundMoment, FoundStream, SearchResult, SkippedStream
 from pipeline.spans import asked_span
 from streamkv import many
@@ -16,6 +16,7 @@ from streamkv.engine import check_question
 from streamkv.errors import QuestionError, StoreError, UnknownStreamError
 from streamkv.excerpt import between
 from streamkv.memory import VideoMemory
+from streamkv.store import StreamRecord
 
 MOMENTS = 3
 """Of each stream that is found."""
@@ -24,6 +25,7 @@ MOMENTS = 3
 class _Part(NamedTuple):
     """What is looked at of one stream."""
 
+    record: StreamRecord
     memory: VideoMemory
     question: str = ""  # without words that named the part; empty: it is the whole
 
@@ -34,7 +36,7 @@ class Searcher:
     def __init__(self, answerer: Answerer) -> None:
         self._answerer = answerer
 
-    def search(self, query: SearchQuery, cancelled: threading.Event) -> SearchResult:
+    def search(self, query: SearchQuery, cancelled: threading.Event) -> SearchReply:
         """The best streams' answers are those that each would give by itself.
 
         Raises:
@@ -53,35 +55,50 @@ class Searcher:
         found = many.best_streams(whole, scores, query.max_streams, MOMENTS)
         search_ms = 1000 * (time.perf_counter() - begun)
         ids = list(parts)
-        streams = [
-            self._told(one, query.of(ids[one.stream]), cancelled, is_asked=query.answer) for one in found
+        replies = [
+            self._answerer.answer(query.of(ids[one.stream]), cancelled) if query.answer else None
+            for one in found
         ]
-        return SearchResult(
-            streams=streams,
+        result = SearchResult(
+            streams=[
+                self._told(one, parts[ids[one.stream]].record, reply)
+                for one, reply in zip(found, replies, strict=True)
+            ],
             searched=len(parts),
             skipped=[SkippedStream(stream_id=s, reason=str(why)) for s, why in skipped.items()],
             timings_ms={"search": search_ms, "total": 1000 * (time.perf_counter() - begun)},
         )
+        given = [reply for reply in replies if reply is not None]
+        return SearchReply(
+            result,
+            prompt_tokens=sum(reply.prompt_tokens for reply in given),
+            completion_tokens=sum(reply.completion_tokens for reply in given),
+            finish="length" if any(reply.finish == "length" for reply in given) else "stop",
+        )
 
-    def _told(
-        self, found: many.FoundStream, query: Query, cancelled: threading.Event, *, is_asked: bool
-    ) -> FoundStream:
+    def _told(self, found: many.FoundStream, record: StreamRecord, reply: Reply | None) -> FoundStream:
         """A stream that was found, and its own answer where that is asked for."""
         return FoundStream(
-            stream_id=query.stream_id,
+            stream_id=record.name,
             score=found.score,
             moments=[
-                FoundMoment(segment=s.segment_no, start_s=s.start_s, end_s=s.end_s, score=score)
+                FoundMoment(
+                    segment=s.segment_no,
+                    start_s=s.start_s,
+                    end_s=s.end_s,
+                    score=score,
+                    **self._answerer.links(record, s.start_s, s.end_s)._asdict(),
+                )
                 for s, score in found.segments
             ],
-            answer=self._answerer.answer(query, cancelled).answer if is_asked else None,
+            answer=reply.answer if reply is not None else None,
         )
 
     def _parts(
         self, query: SearchQuery, skipped: dict[str, StoreError | QuestionError]
     ) -> Iterator[tuple[str, _Part]]:
         """What is looked at of each stream, by id; those where that is nothing are noted as skipped."""
-        records = {record.stream_id: record for record in self._answerer.opened().records()}
+        records = {record.name: record for record in self._answerer.opened().records()}
         for stream_id in records if query.streams is None else query.streams:
             if stream_id not in records:
                 raise UnknownStreamError(
@@ -93,9 +110,9 @@ class Searcher:
                     query.of(stream_id), memory, records[stream_id], self._answerer.config.serve
                 )
                 if asked is None:
-                    yield stream_id, _Part(memory)
+                    yield stream_id, _Part(records[stream_id], memory)
                 else:
-                    yield stream_id, _Part(between(memory, asked.span), asked.question)
+                    yield stream_id, _Part(records[stream_id], between(memory, asked.span), asked.question)
             except (StoreError, QuestionError) as exc:  # also a stream that was removed just now
                 skipped[stream_id] = exc
 

@@ -91,6 +91,8 @@ def print_streams(streams: list[dict[str, Any]]) -> None:
             out.print(f"{escape(s['id'])}: {escape(s['detail'])}", highlight=False)
         if s.get("legal_hold"):
             out.print(f"{escape(s['id'])}: on legal hold: {escape(s['legal_hold'])}", highlight=False)
+        if s.get("reencode"):
+            out.print(f"{escape(s['id'])}: {escape(reencode_text(s['reencode']))}", highlight=False)
         if s.get("live"):
             out.print(f"{escape(s['id'])}: {escape(live_text(s['live']))}", highlight=False)
         gaps = s["gaps"]
@@ -100,6 +102,31 @@ def print_streams(streams: list[dict[str, Any]]) -> None:
             )
         for gap in gaps[-GAPS_SHOWN:]:
             out.print(f"{escape(s['id'])}: {gap_text(gap)}", highlight=False)
+
+
+def wait_for_reencode(client: Client, stream_id: str) -> dict[str, Any]:
+    """The stream, when the new memory is in its place, has failed, or is kept from its place."""
+    with bars() as progress:
+        task = progress.add_task(escape(stream_id), total=None, note="")
+        while True:
+            stream = client.stream(stream_id)
+            new = stream["reencode"]
+            if new is None or new["state"] == "failed" or (new["state"] == "done" and new["detail"]):
+                return stream
+            progress.update(
+                task,
+                total=new["duration_s"] or None,
+                completed=new["position_s"],
+                note=f"{new['segments']} segments  {new['state']}",
+            )
+            time.sleep(POLL_S)
+
+
+def reencode_text(new: dict[str, Any]) -> str:
+    """`encoded again: ingesting, 1:20 of 10:00, 12 segments, 9.4 MB`, and why it does not go on."""
+    of = f" of {clock(new['duration_s'])}" if new["duration_s"] else ""
+    done = f"{clock(new['position_s'])}{of}, {new['segments']} segments, {size(new['file_bytes'])}"
+    return f"encoded again: {new['state']}, {done}" + (f": {new['detail']}" if new["detail"] else "")
 
 
 def live_text(live: dict[str, Any]) -> str:
@@ -116,7 +143,8 @@ def live_text(live: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def print_answer(answer: dict[str, Any]) -> None:
+def print_answer(answer: dict[str, Any], url: str) -> None:
+    """`url`: the server's, where the heaviest evidence can be seen."""
     out.print(f"[bold]{escape(answer['answer'])}[/]")
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
     for name in ("rests on", "from", "to", "weight"):
@@ -127,6 +155,9 @@ def print_answer(answer: dict[str, Any]) -> None:
     times = "  ".join(f"{name} {ms:.0f} ms" for name, ms in answer["timings_ms"].items())
     sure = f"   {answer['confidence']:.0%} sure" if answer["confidence"] is not None else ""
     out.print(f"[dim]as of {clock(answer['as_of_s'])}{sure}   {times}[/]", highlight=False)
+    best = answer["evidence"][0] if answer["evidence"] else {}
+    if best.get("clip"):
+        out.print(f"[dim]see it: {escape(url + best['clip'])}[/]", highlight=False, soft_wrap=True)
     if answer["span"]:
         out.print(span_text(answer["span"]), highlight=False)
     for gap in answer["gaps"]:

@@ -404,6 +404,8 @@ class ServeConfig:
     """Questions see what a stream has shown up to now; else what is committed, without the prefill of the rest."""
     max_queued: int = 64
     """Questions that may wait for a replica; more are refused with 503."""
+    max_clip_s: float = 60.0
+    """Longest clip of a source's footage, in seconds; a longer one is refused."""
     time_phrases: bool = True
     """Words of a question such as `in the last five minutes` restrict what is looked at (docs/api.md)."""
     time_zone: str = "UTC"
@@ -419,6 +421,9 @@ class ServeConfig:
                 _need(self.max_new_tokens >= 1, "serve.max_new_tokens", self.max_new_tokens, ">= 1"),
                 _need(self.max_queued >= 1, "serve.max_queued", self.max_queued, ">= 1"),
                 _need(0 <= self.min_confidence <= 1, "serve.min_confidence", self.min_confidence, "0 to 1"),
+                _need(
+                    0 < self.max_clip_s <= 3600, "serve.max_clip_s", self.max_clip_s, "above 0, up to 3600"
+                ),
             ]
         )
 

@@ -124,10 +124,18 @@ class Engine:
             return StreamWindow(self.system, self.method.n_local)
         return StreamWindow.rebuild(self.system, memory, self.method)
 
-    def prefill(self, window: StreamWindow, segment: Segment, guidance: str = "") -> SegmentKV:
-        """The segment's blocks; moves the window on. `guidance`: the stream's own prompt; empty: the method's."""
-        guidance_TD = self._guidance_embeds(guidance or self.method.compress.guidance)
-        return prefill_segment(self.model, window, segment, self.method, guidance_TD=guidance_TD)
+    def prefill(
+        self, window: StreamWindow, segment: Segment, guidance: str = "", keep_ratio: float = 0.0
+    ) -> SegmentKV:
+        """The segment's blocks; moves the window on.
+
+        `guidance`, `keep_ratio`: the stream's own; empty, and 0: the method's.
+        """
+        method = self.method
+        if keep_ratio:
+            method = replace(method, compress=replace(method.compress, keep_ratio=keep_ratio))
+        guidance_TD = self._guidance_embeds(guidance or method.compress.guidance)
+        return prefill_segment(self.model, window, segment, method, guidance_TD=guidance_TD)
 
     @torch.inference_mode()
     def answer(

@@ -3,6 +3,7 @@
 StreamKVError
 ├── ConfigError           a setting is unknown, mistyped or out of range
 ├── SourceError           a video cannot be opened or read at all
+│   └── SourceGoneError       it was there when its stream was added
 ├── ModelError            a checkpoint cannot be loaded or is of an unknown family
 ├── QuestionError         a question is empty or too long, or about a time without footage
 ├── WatchError            a watch's webhook or confidence cannot be had
@@ -39,6 +40,10 @@ class ConfigError(StreamKVError, ValueError):
 
 class SourceError(StreamKVError):
     """A video cannot be opened, holds no video, or yields no frame."""
+
+
+class SourceGoneError(SourceError):
+    """A stream's source is not where it was when the stream was added."""
 
 
 class ModelError(StreamKVError):

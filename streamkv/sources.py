@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 from streamkv.errors import SourceError
@@ -56,6 +57,40 @@ def sample_archive(
     if folder is None:
         return sample_frames(uri, sample_fps, start_s=start_s, on_gap=on_gap, keyframes_only=keyframes_only)
     return _sample_folder(folder, sample_fps, start_s, on_gap or _ignore, keyframes_only)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A span of one video, in its own time."""
+
+    uri: str
+    begins_s: Fraction  # stream time of its time 0
+    start_s: Fraction
+    end_s: Fraction
+
+
+def parts_between(uri: str, start_s: float, end_s: float) -> list[Part]:
+    """The videos that show that span of the stream, in order. One that does not say how long it is ends the list.
+
+    Raises:
+        SourceError: the folder holds no video.
+    """
+    start, end = Fraction(start_s), Fraction(end_s)
+    folder = as_folder(uri)
+    if folder is None:
+        return [Part(uri, Fraction(0), start, end)]
+    parts, begins = list[Part](), Fraction(0)
+    for slot in _slots(folder):
+        if slot.info is None:
+            continue
+        length = math.ceil(slot.info.duration_s)
+        if not length or begins + length > start:
+            own_end = min(end - begins, Fraction(length)) if length else end - begins
+            parts.append(Part(str(slot.path), begins, max(Fraction(0), start - begins), own_end))
+        begins += length
+        if not length or begins >= end:
+            break
+    return parts
 
 
 def as_folder(uri: str) -> Path | None:

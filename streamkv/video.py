@@ -87,6 +87,16 @@ def sample_frames(
             grid.skip_to(end, f"the source ends {float(end - grid.due):.1f} s before its stated end")
 
 
+def pictures_from(uri: str, start_s: float | Fraction) -> Iterator[Picture]:
+    """Every picture from the one on show at that time on, perhaps with some before it.
+
+    Raises:
+        SourceError: the video cannot be opened, or holds none.
+    """
+    with _open_at(Fraction(start_s), uri, threads=1, keyframes_only=False) as (source, near):
+        yield from chain(near, source.pictures())
+
+
 @contextmanager
 def _open_at(
     due: Fraction, uri: str, *, threads: int, keyframes_only: bool

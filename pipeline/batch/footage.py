@@ -84,7 +84,7 @@ class Streams:
     def __init__(self, root: Path, config: PipelineConfig) -> None:
         self.config = replace(config, store=replace(config.store, root=str(root.resolve())))
         with self._open() as store:
-            self._streams = {info.stream_id: info for info in store.streams()}
+            self._streams = {info.name: info for info in store.streams() if not info.is_next}
 
     def check(self, identity: ModelIdentity) -> None:
         self._open(identity).close()

@@ -1,9 +1,9 @@
-"""`add`, `ls`, `rm`, `scale`, `ask` and `search`: what a running server is asked for."""
+"""`add`, `ls`, `rm`, `reencode`, `scale`, `ask` and `search`: what a running server is asked for."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -15,12 +15,17 @@ from pipeline.show import (
     print_pools,
     print_streams,
     wait_for_pools,
+    wait_for_reencode,
     wait_for_streams,
 )
 from pipeline.terminal import FAILED, friendly, out, print_json
+from streamkv.errors import SourceError
 
 if TYPE_CHECKING:
     from pipeline.client import Client
+
+CLIPS = 5
+"""That `ask` saves."""
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +33,9 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: [bold]streamkv ls[/]")(ls)
     app.command(epilog="Example: [bold]streamkv rm lobby[/]")(rm)
     app.command(epilog="Example: [bold]streamkv scale --encode 3 --wait[/]")(scale)
+    app.command(
+        epilog="Example: [bold]streamkv reencode lobby --guidance 'signs and what they say' --wait[/]"
+    )(reencode)
     app.command(epilog="Example: [bold]streamkv ask lobby 'what colour is the bus at 14:07?'[/]")(ask)
 
     app.command(epilog="Example: [bold]streamkv search 'where is the red truck?'[/]")(search)
@@ -104,6 +112,50 @@ def rm(
             out.print(f"removed {escape(stream_id)}")
 
 
+def reencode(
+    stream_id: Annotated[str, typer.Argument(metavar="STREAM")],
+    guidance: Annotated[
+        str | None,
+        typer.Option(help="What to keep of it, in words; '' is the server's own prompt.", show_default=False),
+    ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of frames that each layer keeps; 0 is the server's own.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="The server's; a store is of one model.", show_default=False)
+    ] = "",
+    cancel: Annotated[bool, typer.Option("--cancel", help="Give it up; the stream stays as it was.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the new memory is in its place.")] = False,
+    home: HomeOption = DEFAULT,
+    url: UrlOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Ingest a stream's source again under other settings, while it answers from what it has.
+
+    When the new memory is whole it takes the old one's place at once. What is not given stays as it is; with nothing
+    given, the stream is encoded again as the server is set up now.
+    """
+    with friendly(as_json=as_json), connect(home, url) as client:
+        if cancel:
+            stream = client.cancel_reencode(stream_id)
+        else:
+            stream = client.reencode(stream_id, guidance, keep_ratio=keep, model=model)
+            if wait:
+                stream = wait_for_reencode(client, stream_id)
+        if as_json:
+            print_json(stream)
+        else:
+            print_streams([stream])
+        if wait and stream["reencode"]:
+            raise typer.Exit(FAILED)
+
+
 def scale(
     encode: Annotated[
         int | None,
@@ -136,6 +188,10 @@ def ask(
     start: FromOption = "",
     end: ToOption = "",
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer; 0: the server's own.")] = 0,
+    clips: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help=f"Save the footage that it rests on here, the {CLIPS} heaviest."),
+    ] = None,
     home: HomeOption = DEFAULT,
     url: UrlOption = "",
     as_json: JsonOption = False,
@@ -150,7 +206,26 @@ def ask(
         if as_json:
             print_json(answer)
         else:
-            print_answer(answer)
+            print_answer(answer, client.url)
+        if clips is not None:
+            saved = save_clips(client, stream_id, answer, clips)
+            if not as_json:
+                for path in saved:
+                    out.print(f"saved {escape(str(path))}", highlight=False)
+
+
+def save_clips(client: Client, stream_id: str, answer: dict[str, Any], folder: Path) -> list[Path]:
+    """Named by stream and segment; a live source has none. Files of the same name are replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [e for e in answer["evidence"] if e["clip"]][:CLIPS]
+    if not found:
+        raise SourceError(
+            f"stream {stream_id!r}: there are no clips, since a live source's footage is not kept"
+        )
+    paths = [folder / f"{stream_id}-{e['segment']}.mp4" for e in found]
+    for evidence, path in zip(found, paths, strict=True):
+        client.save(evidence["clip"], path)
+    return paths
 
 
 def search(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from pipeline.schemas import Evidence, From, Gap, Span, To
+from pipeline.schemas import Evidence, FoundStream, From, Gap, SkippedStream, Span, Thumbnails, To
 
 MODEL = "streamkv"
 MAX_TOKENS = 4096
@@ -59,8 +59,16 @@ class ChatRequest(BaseModel):
     model: Annotated[str, Field(description="`streamkv/STREAM`, or `streamkv` with a `stream_id`")]
     messages: Annotated[list[Message], Field(min_length=1, description="the last one is the question")]
     stream_id: Annotated[str | None, Field(description="the video stream that is asked about")] = None
+    streams: Annotated[
+        Literal["*"] | Annotated[list[str], Field(min_length=1, max_length=10_000)] | None,
+        Field(description="ids of several streams, or `*` for all: the best are found and asked"),
+    ] = None
+    max_streams: Annotated[
+        int | None, Field(strict=True, ge=1, le=100, description="of `streams`, as many are asked at most")
+    ] = None
     start: From = None
     end: To = None
+    thumbnails: Thumbnails | None = None
     stream: Annotated[bool | None, Field(description="the answer piece by piece, as events")] = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: Tokens = None
@@ -79,6 +87,16 @@ class Details(BaseModel):
     timings_ms: dict[str, float]
     gaps: Annotated[list[Gap], Field(description="footage that is missing from what was read")]
     span: Annotated[Span | None, Field(description="what the answer was restricted to; null: nothing")]
+    ignored: Annotated[list[str], Field(description="parameters of the request that had no effect")]
+
+
+class SearchDetails(BaseModel):
+    """The same of a question to several streams."""
+
+    streams: Annotated[list[FoundStream], Field(description="best first, each with its own answer")]
+    searched: Annotated[int, Field(description="streams that were looked at")]
+    skipped: list[SkippedStream]
+    timings_ms: Annotated[dict[str, float], Field(description="search, total")]
     ignored: Annotated[list[str], Field(description="parameters of the request that had no effect")]
 
 
@@ -142,7 +160,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
-    streamkv: Details
+    streamkv: Details | SearchDetails
 
 
 class Model(BaseModel):

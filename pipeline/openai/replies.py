@@ -5,29 +5,46 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from pipeline.dialogue import Reply
-from pipeline.openai.bodies import MODEL, AnswerMessage, ChatCompletion, Choice, Details, Usage
+from pipeline.dialogue import Reply, SearchReply
+from pipeline.openai.bodies import (
+    MODEL,
+    AnswerMessage,
+    ChatCompletion,
+    Choice,
+    Details,
+    SearchDetails,
+    Usage,
+)
 from pipeline.openai.errors import status_and_body
 
+R = TypeVar("R", Reply, SearchReply)
 
-class Writer:
+
+class Writer(ABC, Generic[R]):
     """Puts one answer in OpenAI's form."""
 
-    def __init__(self, stream_id: str, ignored: list[str]) -> None:
-        self._stream_id = stream_id
+    def __init__(self, model: str, ignored: list[str]) -> None:
         self._ignored = ignored
         self._head: dict[str, Any] = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
-            "model": f"{MODEL}/{stream_id}",
+            "model": model,
         }
 
-    def completion(self, reply: Reply) -> ChatCompletion:
-        message = AnswerMessage(content=reply.answer.answer)
+    @abstractmethod
+    def text(self, reply: R) -> str:
+        """The whole answer's."""
+
+    @abstractmethod
+    def _details(self, reply: R) -> Details | SearchDetails: ...
+
+    def completion(self, reply: R) -> ChatCompletion:
+        message = AnswerMessage(content=self.text(reply))
         return ChatCompletion(
             **self._head,
             choices=[Choice(message=message, finish_reason=reply.finish)],
@@ -36,7 +53,7 @@ class Writer:
         )
 
     async def events(
-        self, first: str | Reply, rest: AsyncGenerator[str | Reply, None], *, with_usage: bool
+        self, first: str | R, rest: AsyncGenerator[str | R, None], *, with_usage: bool
     ) -> AsyncIterator[str]:
         """The answer as events. Whatever happens, the last one is [DONE]; an error is an event before it."""
         usage: dict[str, Any] = {"usage": None} if with_usage else {}
@@ -62,6 +79,17 @@ class Writer:
     def _event(self, **values: Any) -> str:
         return _event({**self._head, "object": "chat.completion.chunk", **values})
 
+
+class AnswerWriter(Writer[Reply]):
+    """Of one stream."""
+
+    def __init__(self, stream_id: str, ignored: list[str]) -> None:
+        super().__init__(f"{MODEL}/{stream_id}", ignored)
+        self._stream_id = stream_id
+
+    def text(self, reply: Reply) -> str:
+        return reply.answer.answer
+
     def _details(self, reply: Reply) -> Details:
         answer = reply.answer
         return Details(
@@ -76,7 +104,20 @@ class Writer:
         )
 
 
-def _usage(reply: Reply) -> Usage:
+class SearchWriter(Writer[SearchReply]):
+    """Of several streams: a line each, and what each rests on beside it."""
+
+    def __init__(self, ignored: list[str]) -> None:
+        super().__init__(MODEL, ignored)
+
+    def text(self, reply: SearchReply) -> str:
+        return "\n".join(f"{s.stream_id}: {s.answer.answer}" for s in reply.result.streams if s.answer)
+
+    def _details(self, reply: SearchReply) -> SearchDetails:
+        return SearchDetails(**dict(reply.result), ignored=self._ignored)
+
+
+def _usage(reply: Reply | SearchReply) -> Usage:
     prompt, completion = reply.prompt_tokens, reply.completion_tokens
     return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.dialogue import Query
+from pipeline.dialogue import Query, SearchQuery
 from pipeline.openai.bodies import MODEL, ChatRequest
 from pipeline.openai.errors import RefusedError
 from streamkv.conversation import Turn
@@ -34,6 +34,40 @@ SAME = {"temperature": 0, "top_p": 1, "presence_penalty": 0, "frequency_penalty"
 
 def read_query(request: ChatRequest) -> Query:
     """The question with its earlier turns; RefusedError when it cannot be answered in the form asked for."""
+    question, earlier = _turns_of(request)
+    return Query(
+        stream_id=stream_of(request),
+        question=question,
+        earlier=earlier,
+        max_new_tokens=request.max_completion_tokens or request.max_tokens,
+        start=request.start,
+        end=request.end,
+    )
+
+
+def read_search(request: ChatRequest) -> SearchQuery:
+    """The same of a question to several `streams`, which there must be."""
+    assert request.streams is not None
+    if request.stream_id or request.model != MODEL:
+        raise RefusedError(
+            f"streams: got {request.stream_id or request.model!r} beside it; name one stream or several, and ask the "
+            f"model {MODEL} with several",
+            param="streams",
+        )
+    question, earlier = _turns_of(request)
+    return SearchQuery(
+        question,
+        None if request.streams == "*" else tuple(dict.fromkeys(request.streams)),
+        max_streams=request.max_streams or SearchQuery._field_defaults["max_streams"],
+        max_new_tokens=request.max_completion_tokens or request.max_tokens,
+        start=request.start,
+        end=request.end,
+        earlier=earlier,
+    )
+
+
+def _turns_of(request: ChatRequest) -> tuple[str, tuple[Turn, ...]]:
+    """The last turn's text, and those before it."""
     given = request.model_extra or {}
     for name, allowed in ONLY.items():
         value = given.get(name)
@@ -51,17 +85,11 @@ def read_query(request: ChatRequest) -> Query:
     said = [
         (message.role, text_of(message.content, f"messages.{i}.content")) for i, message in enumerate(earlier)
     ]
-    return Query(
-        stream_id=stream_of(request),
-        question=text_of(question.content, f"messages.{last}.content"),
-        # A system message is put among the user's words: the model's own system prompt is part of the stored video.
-        earlier=tuple(
-            Turn("assistant" if who == "assistant" else "user", text) for who, text in said if text.strip()
-        ),
-        max_new_tokens=request.max_completion_tokens or request.max_tokens,
-        start=request.start,
-        end=request.end,
+    # A system message is put among the user's words: the model's own system prompt is part of the stored video.
+    earlier_turns = tuple(
+        Turn("assistant" if who == "assistant" else "user", text) for who, text in said if text.strip()
     )
+    return text_of(question.content, f"messages.{last}.content"), earlier_turns
 
 
 def _only(allowed: Sequence[Any]) -> str:
@@ -71,7 +99,10 @@ def _only(allowed: Sequence[Any]) -> str:
 def read_ignored(request: ChatRequest) -> list[str]:
     """Names of parameters without effect, but for those that ask for nothing else than what is done."""
     given = request.model_extra or {}
-    return sorted(n for n, v in given.items() if v is not None and n not in ONLY and v != SAME.get(n))
+    ignored = [n for n, v in given.items() if v is not None and n not in ONLY and v != SAME.get(n)]
+    if request.streams is None and request.max_streams is not None:
+        ignored.append("max_streams")
+    return sorted(ignored)
 
 
 def stream_of(request: ChatRequest) -> str:

@@ -6,6 +6,7 @@ from streamkv.store.object_store import ObjectStore
 from streamkv.store.opening import is_store
 from streamkv.store.reader import StreamReader, StreamSnapshot
 from streamkv.store.records import (
+    NEXT,
     Front,
     Gap,
     ModelIdentity,
@@ -22,6 +23,7 @@ from streamkv.store.tiers import Offloaded, TierState
 from streamkv.store.watch_rows import Due, WatchRecord
 
 __all__ = [
+    "NEXT",
     "Aged",
     "Due",
     "Front",

@@ -20,6 +20,7 @@ from streamkv.config import RetentionConfig
 from streamkv.errors import ForeignStoreError, StoreError, StoreFullError, StreamExistsError
 from streamkv.store import migrations, rows
 from streamkv.store.database import WRITES, hide_password, is_full, make_engine
+from streamkv.store.generations import Generations, Removed, next_of, take_away
 from streamkv.store.object_rows import PLACE, ObjectRows, note_removed
 from streamkv.store.records import (
     RETENTION,
@@ -33,7 +34,7 @@ from streamkv.store.records import (
 )
 from streamkv.store.rows import RestoredStream, StoredIdentity
 from streamkv.store.tables import GapRow, RemovedRow, SegmentRow, StoreRow, StreamRow
-from streamkv.store.watch_rows import WatchRows, forget_events, forget_watches, note_answers
+from streamkv.store.watch_rows import WatchRows, forget_events, note_answers
 from streamkv.watches import WatchAnswer
 
 
@@ -44,6 +45,7 @@ class Progress:
     born_epoch: int  # another one: the stream was removed and added again
     next_segment_no: int
     first_segment_no: int = 0  # larger than before: retention took some away
+    stream_id: str = ""  # of the stream that has the name now
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Catalog:
         self._engine = make_engine(url, read_only=read_only)
         self.objects = ObjectRows(self._reading, self._writing)
         self.watches = WatchRows(self._reading, self._writing)
+        self.generations = Generations(self._reading, self._writing)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -150,7 +153,8 @@ class Catalog:
         with self._writing() as session:
             # First, since it locks: of two at once the later then sees the row of the earlier.
             born_epoch = rows.next_epoch(session)
-            if session.get(StreamRow, stream_id):
+            is_taken = (StreamRow.name == stream_id) | (StreamRow.id == stream_id)
+            if session.scalars(select(StreamRow.id).where(is_taken)).first():
                 raise StreamExistsError(
                     f"stream {stream_id!r} exists already; choose another id, or remove it first"
                 )
@@ -158,6 +162,7 @@ class Catalog:
             session.add(
                 StreamRow(
                     id=stream_id,
+                    name=stream_id,
                     uri=uri,
                     created_at=time.time(),
                     born_epoch=born_epoch,
@@ -167,20 +172,17 @@ class Catalog:
                 )
             )
 
-    def remove_stream(self, stream_id: str) -> int:
-        """Takes the stream's rows away and notes that its files, up to the epoch returned, are to go.
+    def remove_stream(self, stream_id: str) -> list[Removed]:
+        """Takes away the rows of a stream and of its next generation, and notes that their files are to go.
 
         LegalHoldError when it is held.
         """
         with self._writing() as session:
             stream = rows.locked(session, stream_id)
-            check_not_held(stream_id, stream.legal_hold)
-            note_removed(session, SegmentRow.stream_id == stream_id)
-            forget_watches(session, stream_id)
-            for table in (SegmentRow, GapRow):
-                session.execute(delete(table).where(table.stream_id == stream_id))
-            session.delete(stream)
-            return session.merge(RemovedRow(stream_id=stream_id, epoch=rows.next_epoch(session))).epoch
+            check_not_held(stream.name, stream.legal_hold)
+            coming = next_of(session, stream)
+            epoch = rows.next_epoch(session)
+            return [take_away(session, each, epoch) for each in (coming, stream) if each is not None]
 
     def removed(self) -> dict[str, int]:
         """Removed streams, and the epoch up to which files in their folders are theirs."""
@@ -304,21 +306,26 @@ class Catalog:
 
     # ---- readers
 
-    def progress(self, stream_id: str) -> Progress:
-        """One small query. UnknownStreamError when there is no such stream."""
+    def progress(self, name: str) -> Progress:
+        """Of the stream that has the name now. One small query. UnknownStreamError when there is none."""
         with self._reading() as session:
-            columns = (StreamRow.born_epoch, StreamRow.next_segment_no, StreamRow.first_segment_no)
-            row = session.execute(select(*columns).where(StreamRow.id == stream_id)).first()
+            columns = (
+                StreamRow.born_epoch,
+                StreamRow.next_segment_no,
+                StreamRow.first_segment_no,
+                StreamRow.id,
+            )
+            row = session.execute(select(*columns).where(rows.named(name))).first()
             if row is None:
-                raise rows.unknown(session, stream_id)
+                raise rows.unknown(session, name)
             return Progress(*row)
 
-    def segments_between(self, stream_id: str, start: int, end: Progress) -> list[SegmentPlace]:
+    def segments_between(self, start: int, end: Progress) -> list[SegmentPlace]:
         """The stream's segments from `start` up to `end`, in order; none when it was removed meanwhile."""
         query = (
             select(*PLACE)
             .join(StreamRow, StreamRow.id == SegmentRow.stream_id)
-            .where(SegmentRow.stream_id == stream_id, StreamRow.born_epoch == end.born_epoch)
+            .where(SegmentRow.stream_id == end.stream_id, StreamRow.born_epoch == end.born_epoch)
             .where(SegmentRow.segment_no >= start, SegmentRow.segment_no < end.next_segment_no)
             .order_by(SegmentRow.segment_no)
         )

@@ -28,6 +28,7 @@ MARKER = "store.json"
 CATALOG = "catalog.sqlite"
 
 _STREAM_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LATER = re.compile(rf"{_STREAM_ID.pattern}@\d+")
 _SEGMENT = re.compile(r"(?P<no>\d{8,})\.e(?P<epoch>\d{6,})\.(?P<checksum>[0-9a-f]{8})\.arrow")
 _TEMP = re.compile(r"\.(?P<no>\d{8,})\.e(?P<epoch>\d{6,})\.[0-9a-f]{32}\.tmp")
 _FETCHED = re.compile(r"\.(?P<no>\d{8,})\.e(?P<epoch>\d{6,})\.[0-9a-f]{32}\.fetch")
@@ -43,18 +44,37 @@ def check_stream_id(stream_id: str) -> str:
     return stream_id
 
 
+def later_id(name: str, epoch: int) -> str:
+    """The id of another generation of a stream; nobody can name a stream so."""
+    return f"{name}@{epoch}"
+
+
+def is_later_id(stream_id: str) -> bool:
+    return _LATER.fullmatch(stream_id) is not None
+
+
+def name_of(stream_id: str) -> str:
+    """The name of the stream that it is a generation of."""
+    return stream_id.partition("@")[0]
+
+
+def _checked(stream_id: str) -> str:
+    """The id of a stream or of a later generation of one."""
+    return stream_id if is_later_id(stream_id) and ".." not in stream_id else check_stream_id(stream_id)
+
+
 def stream_folder(root: Path, stream_id: str) -> Path:
-    return root / STREAMS / check_stream_id(stream_id)
+    return root / STREAMS / _checked(stream_id)
 
 
 def vectors_path(root: Path, stream_id: str) -> Path:
-    return root / VECTORS / f"{check_stream_id(stream_id)}.bin"
+    return root / VECTORS / f"{_checked(stream_id)}.bin"
 
 
 def segment_path(stream_id: str, segment_no: int, epoch: int, checksum: str) -> str:
     """Relative to the root: the one name that a file of this content, made by this writer, can have."""
     name = f"{segment_no:08d}.e{epoch:06d}.{checksum}.arrow"
-    return str(PurePosixPath(STREAMS, check_stream_id(stream_id), name))
+    return str(PurePosixPath(STREAMS, _checked(stream_id), name))
 
 
 def temp_name(segment_no: int, epoch: int) -> str:

@@ -300,7 +300,8 @@ class StreamReader:
     def refresh(self) -> StreamSnapshot:
         """Picks up what was committed since the last call; one small query when that is nothing.
 
-        A stream that was removed and added again under its id is read anew. UnknownStreamError when gone.
+        A stream that was removed and added again under its name, or whose next generation took its place, is read
+        anew. UnknownStreamError when gone.
         """
         with self._lock:
             progress = self._catalog.progress(self.stream_id)
@@ -308,7 +309,7 @@ class StreamReader:
                 again = progress.born_epoch == self._progress.born_epoch
                 before = self._snapshot if again else self._empty
                 start = self._progress.next_segment_no if again else 0
-                places = self._catalog.segments_between(self.stream_id, start, progress)
+                places = self._catalog.segments_between(start, progress)
                 trimmed = self._trimmed(before, progress.first_segment_no)
                 self._snapshot, self._progress = self._grown(trimmed, places), progress
                 self._compact_in_background()

@@ -22,6 +22,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 StreamState = Literal["registered", "ingesting", "paused", "done", "failed", "stopped"]
 STREAM_STATES: tuple[str, ...] = get_args(StreamState)
 
+NEXT = "@next"
+"""Ends the name of a stream that is being made to take the place of another; see `generations`."""
 RETENTION = "retention"
 """Reason of the gap that deleted segments leave at a stream's beginning."""
 
@@ -98,10 +100,16 @@ class StreamRecord:
     config: Mapping[str, Any] = field(default_factory=dict)
     tenant: str = ""  # whose it is
     legal_hold: str = ""  # why nothing of it may be deleted; empty: it may
+    name: str = ""  # what it is asked by
+
+    @property
+    def is_next(self) -> bool:
+        """Whether it is not asked yet: it is being made to take another one's place."""
+        return self.name.endswith(NEXT)
 
     def check_not_held(self) -> None:
         """LegalHoldError when nothing of the stream may be deleted."""
-        check_not_held(self.stream_id, self.legal_hold)
+        check_not_held(self.name or self.stream_id, self.legal_hold)
 
 
 @dataclass(frozen=True, kw_only=True)

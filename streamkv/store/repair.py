@@ -10,7 +10,7 @@ any more; of those the smallest, which is the one that was aged last.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -151,12 +151,14 @@ def _streams(found: Sequence[_Found]) -> list[RestoredStream]:
     for one in sorted(found, key=lambda f: (f.place.epoch, -f.place.file_bytes)):
         best[one.place.stream_id, one.place.segment_no] = one
     streams = []
-    for stream_id in sorted({stream_id for stream_id, _ in best}):
+    names = _names({f.place.stream_id: f.place for f in sorted(best.values(), key=lambda f: f.place.end_s)})
+    for stream_id in sorted(names):
         kept = [best[key] for key in sorted(best) if key[0] == stream_id]
         places = tuple(one.place for one in kept)
         streams.append(
             RestoredStream(
                 stream_id,
+                names[stream_id],
                 places,
                 tuple(one.written_at for one in kept),
                 tuple(one.uploaded_at for one in kept),
@@ -165,6 +167,20 @@ def _streams(found: Sequence[_Found]) -> list[RestoredStream]:
             )
         )
     return streams
+
+
+def _names(last: Mapping[str, SegmentPlace]) -> dict[str, str]:
+    """Of streams by id, from the last segment of each.
+
+    Of several generations of one stream nobody knows which was asked. It is taken to be the one that goes furthest, of
+    those the latest; each other one is a stream of its own, to be looked at and removed.
+    """
+    best: dict[str, str] = {}
+    for stream_id in sorted(last, key=lambda stream_id: (last[stream_id].end_s, last[stream_id].epoch)):
+        best[layout.name_of(stream_id)] = stream_id
+    names = {stream_id: name for name, stream_id in best.items()}
+    others = {s: s if layout.is_later_id(s) else f"{s}@old" for s in last if s not in names}
+    return names | others
 
 
 _DETAIL = "the catalog was made again from the files, which do not say what the stream's source is"

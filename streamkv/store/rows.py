@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
 
 from streamkv.config import RetentionConfig
 from streamkv.errors import FencedError, UnknownStreamError
 from streamkv.store import migrations
-from streamkv.store.records import Gap, ModelIdentity, SegmentPlace, StreamInfo, StreamRecord
+from streamkv.store.layout import is_later_id
+from streamkv.store.records import NEXT, Gap, ModelIdentity, SegmentPlace, StreamInfo, StreamRecord
 from streamkv.store.tables import GapRow, SegmentRow, StoreRow, StreamRow
 from streamkv.types import Geometry
 
@@ -32,6 +33,7 @@ class RestoredStream:
     """A stream as its files tell it."""
 
     stream_id: str
+    name: str
     places: tuple[SegmentPlace, ...]  # by segment number; at least one
     committed_at: tuple[float, ...]  # of each, seconds since 1970
     uploaded_at: tuple[float, ...]  # of each; 0.0: its file is not in the object store
@@ -66,6 +68,7 @@ def restore_stream(session: Session, stream: RestoredStream, fingerprint: str) -
     session.add(
         StreamRow(
             id=stream.stream_id,
+            name=stream.name,
             uri="",
             state="stopped",
             detail=stream.detail,
@@ -151,8 +154,22 @@ def widen_gap(session: Session, stream_id: str, start_s: float, end_s: float, re
     session.add(GapRow(stream_id=stream_id, start_s=start_s, end_s=end_s, reason=reason))
 
 
+def named(ref: str) -> ColumnElement[bool]:
+    """The stream that is meant by a name, or by the id of a later generation."""
+    return StreamRow.id == ref if is_later_id(ref) else StreamRow.name == ref
+
+
+def by_name(session: Session, ref: str) -> StreamRow:
+    """UnknownStreamError when there is no stream of that name, or of that later id."""
+    stream = session.scalars(select(StreamRow).where(named(ref))).first()
+    if stream is None:
+        raise unknown(session, ref)
+    return stream
+
+
 def unknown(session: Session, stream_id: str) -> UnknownStreamError:
-    query = select(StreamRow.id).order_by(StreamRow.id).limit(_KNOWN_SHOWN + 1)
+    asked = ~StreamRow.name.endswith(NEXT, autoescape=True)
+    query = select(StreamRow.name).where(asked).order_by(StreamRow.name).limit(_KNOWN_SHOWN + 1)
     ids = session.scalars(query).all()
     known = ", ".join(ids[:_KNOWN_SHOWN]) + (" ..." if len(ids) > _KNOWN_SHOWN else "")
     return UnknownStreamError(f"stream {stream_id!r}: unknown; known: {known or 'none yet'}")
@@ -190,6 +207,7 @@ def _fields(session: Session, stream: StreamRow) -> dict[str, Any]:
     )
     return {
         "stream_id": stream.id,
+        "name": stream.name,
         "uri": stream.uri,
         "state": stream.state,
         "detail": stream.detail,

@@ -22,6 +22,7 @@ from streamkv.store import layout
 from streamkv.store.ageing import Aged, OnSegment, age_stream
 from streamkv.store.catalog import Catalog
 from streamkv.store.deletion import Deletion
+from streamkv.store.generations import Removed
 from streamkv.store.mending import Mending
 from streamkv.store.object_store import ObjectStore
 from streamkv.store.opening import open_catalog
@@ -148,35 +149,50 @@ class SegmentStore:
         layout.check_stream_id(stream_id)
         self._catalog.add_stream(stream_id, uri, config or {}, self.identity.fingerprint, tenant)
 
-    def remove_stream(self, stream_id: str) -> None:
-        """Takes a stream's rows away, then its files. LegalHoldError when it is held.
+    def remove_stream(self, name: str) -> None:
+        """Takes a stream's rows away, then its files, and those of its next generation. LegalHoldError when it is held.
 
         What a crash, or a writer that does not know yet, leaves of the files goes at the next `open`.
         """
         self._check_writable()
-        epoch = self._catalog.remove_stream(stream_id)
-        failed = self._deletion.delete_removed(stream_id, epoch)
-        if failed:
-            raise StoreError(
-                f"stream {stream_id!r} is removed, but not {len(failed)} of its files, such as {failed[0]}; "
-                "they go when the store is next opened and allows it"
-            )
+        self._delete(f"stream {name!r} is removed", self._catalog.remove_stream(self._id_of(name)))
 
     def streams(self) -> list[StreamInfo]:
-        """All streams, by id."""
+        """All streams by id, those that are being made to take another's place among them."""
         return self._catalog.streams()
 
-    def stream(self, stream_id: str) -> StreamInfo:
-        """UnknownStreamError when there is none of that id."""
-        return self._catalog.streams(stream_id)[0]
+    def stream(self, name: str) -> StreamInfo:
+        """UnknownStreamError when there is none of that name."""
+        return self._catalog.streams(self._id_of(name))[0]
 
-    def record(self, stream_id: str) -> StreamRecord:
+    def record(self, name: str) -> StreamRecord:
         """As `stream`, but for what is summed up over its segments: however many there are, it is quick."""
-        return self._catalog.record(stream_id)
+        return self._catalog.record(self._id_of(name))
 
     def records(self) -> list[StreamRecord]:
-        """All streams, by id; as `record`."""
-        return self._catalog.records()
+        """All streams that can be asked, by name; as `record`."""
+        records = [record for record in self._catalog.records() if not record.is_next]
+        return sorted(records, key=lambda record: record.name)
+
+    def begin_next(self, name: str, config: Mapping[str, Any]) -> str:
+        """Registers a memory that is to take the place of a stream's, and is written beside it; its id.
+
+        The stream has ended, and answers on. LegalHoldError when it is held, StoreError when it has not ended, or has
+        such a one already. `remove_stream` of the id gives it up.
+        """
+        self._check_writable()
+        return self._catalog.generations.begin(name, config)
+
+    def switch_to(self, stream_id: str) -> None:
+        """Has such a one, which is done, take its stream's place, in one transaction; then the old one's files go.
+
+        Nothing happens when it has its place already. LegalHoldError while the old one is held.
+        """
+        self._check_writable()
+        self._delete(
+            f"{stream_id!r} has taken its place and the old stream is removed",
+            self._catalog.generations.switch(stream_id),
+        )
 
     def set_state(self, stream_id: str, state: StreamState, detail: str = "") -> None:
         self._check_writable()
@@ -191,17 +207,17 @@ class SegmentStore:
             raise StoreError(f"gap: got {start_s} to {end_s} s, allowed finite, start not after end")
         self._catalog.add_gap(stream_id, Gap(start_s, end_s, reason))
 
-    def hold(self, stream_id: str, reason: str) -> None:
+    def hold(self, name: str, reason: str) -> None:
         """From now on nothing of the stream is deleted or aged."""
         self._check_writable()
         if not reason.strip():
             raise StoreError("legal hold: got no reason, allowed: some words that say why")
-        self._catalog.set_hold(stream_id, reason.strip())
+        self._catalog.set_hold(self._id_of(name), reason.strip())
 
-    def release(self, stream_id: str) -> None:
+    def release(self, name: str) -> None:
         """The end of a hold; none is needed."""
         self._check_writable()
-        self._catalog.set_hold(stream_id, "")
+        self._catalog.set_hold(self._id_of(name), "")
 
     # ---- writing
 
@@ -232,7 +248,7 @@ class SegmentStore:
             self._catalog.check_writer(place.stream_id, place.epoch)
             raise
         try:
-            if self.retention.when_full == "oldest":
+            if self._makes_room(place.stream_id):
                 self._deletion.make_room(self.retention, place.stream_id, place.file_bytes)
             if not self._catalog.commit(place, self.retention, answers):
                 return False
@@ -263,9 +279,7 @@ class SegmentStore:
             self._deletion.unlink(orphans)
         return orphans
 
-    def age(
-        self, stream_id: str, policy: Sequence[AgeingStep], *, on_segment: OnSegment | None = None
-    ) -> Aged:
+    def age(self, name: str, policy: Sequence[AgeingStep], *, on_segment: OnSegment | None = None) -> Aged:
         """Stores what is old enough in the codec that the policy has for it; see `ageing`."""
         self._check_writable()
         return age_stream(
@@ -273,7 +287,7 @@ class SegmentStore:
             self._catalog,
             self._files,
             self.identity,
-            stream_id,
+            self._id_of(name),
             policy,
             time.time(),
             on_segment,
@@ -297,8 +311,8 @@ class SegmentStore:
             self._check_writable()
         firsts = due(self._catalog, policy or self.retention, time.time())
         if stream_id is not None:
-            self._catalog.progress(stream_id)
-            firsts = {name: first for name, first in firsts.items() if name == stream_id}
+            only = self._id_of(stream_id)
+            firsts = {each: first for each, first in firsts.items() if each == only}
         fronts = {name: self._catalog.front(name, first) for name, first in firsts.items()}
         if not dry_run:
             total = sum(front.num_segments for front in fronts.values())
@@ -308,11 +322,12 @@ class SegmentStore:
     def room(self, stream_id: str) -> str:
         """Why the stream's next segment would find no room; empty when it would.
 
-        With `when_full: oldest` what is oldest goes first.
+        With `when_full: oldest` what is oldest goes first, but not for a memory that is to take another's place: until
+        then it may be given up, and must have cost nothing.
         """
         self._check_writable()
         like_before = self._catalog.largest(stream_id)
-        if self.retention.when_full == "oldest":
+        if self._makes_room(stream_id):
             self._deletion.make_room(self.retention, stream_id, like_before)
         return self._deletion.why_full(self.retention, stream_id, like_before)
 
@@ -339,13 +354,13 @@ class SegmentStore:
 
     # ---- reading
 
-    def reader(self, stream_id: str) -> StreamReader:
+    def reader(self, name: str) -> StreamReader:
         """Follows one stream; opening opens no segment. Readers of a store share its open files."""
-        return StreamReader(stream_id, self._catalog, self._files, self._vectors, self.identity)
+        return StreamReader(name, self._catalog, self._files, self._vectors, self.identity)
 
-    def segments(self, stream_id: str, start: int, limit: int) -> list[SegmentPlace]:
+    def segments(self, name: str, start: int, limit: int) -> list[SegmentPlace]:
         """Up to `limit` committed segments from number `start` on, in order."""
-        return self._catalog.segments_from(stream_id, start, limit)
+        return self._catalog.segments_from(self._id_of(name), start, limit)
 
     def verify(
         self,
@@ -361,7 +376,8 @@ class SegmentStore:
         called with how many files are read, and of how many. Of objects only the sizes are looked at, unless
         `read_objects`. ObjectStoreError when that cannot be done.
         """
-        return find_problems(self._parts, stream_id, on_file, read_objects=read_objects)
+        only = stream_id if stream_id is None else self._id_of(stream_id)
+        return find_problems(self._parts, only, on_file, read_objects=read_objects)
 
     def repair(self, problems: Sequence[Problem]) -> list[str]:
         """Does what can be done about what `verify` found; returns what was done, a line each.
@@ -375,6 +391,21 @@ class SegmentStore:
         return Mending(self._parts).mend(problems, self.collect_orphans)
 
     # ---- inside
+
+    def _id_of(self, name: str) -> str:
+        """Of the stream that has the name now; an id of a later generation is its own."""
+        return name if layout.is_later_id(name) else self._catalog.generations.id_of(name)
+
+    def _makes_room(self, stream_id: str) -> bool:
+        return self.retention.when_full == "oldest" and not self._catalog.record(stream_id).is_next
+
+    def _delete(self, what: str, removed: Sequence[Removed]) -> None:
+        failed = [path for each in removed for path in self._deletion.delete_removed(*each)]
+        if failed:
+            raise StoreError(
+                f"{what}, but not {len(failed)} of its files, such as {failed[0]}; they go when the store is next "
+                "opened and allows it"
+            )
 
     def _remote(self) -> Tiers:
         if self._tiers is None:

@@ -30,8 +30,10 @@ class StoreRow(Base):
 
 class StreamRow(Base):
     __tablename__ = "streams"
+    __table_args__ = (Index("streams_by_name", "name", unique=True),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(default="", server_default="")  # what it is asked by; see `generations`
     uri: Mapped[str]
     state: Mapped[str] = mapped_column(default="registered")
     detail: Mapped[str] = mapped_column(default="")

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, delete, func, literal_column, select, update
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from streamkv.errors import UnknownWatchError, WatchLimitError
 from streamkv.store import rows
+from streamkv.store.layout import name_of
 from streamkv.store.records import SegmentPlace
 from streamkv.store.tables import WatchEventRow, WatchRow
 from streamkv.types import Evidence
@@ -77,6 +78,11 @@ def forget_watches(session: Session, stream_id: str) -> None:
     session.execute(delete(WatchRow).where(WatchRow.stream_id == stream_id))
 
 
+def give_watches(session: Session, old_id: str, new_id: str) -> None:
+    """Watches go on with the memory that takes a stream's place, and keep what they told."""
+    session.execute(update(WatchRow).where(WatchRow.stream_id == old_id).values(stream_id=new_id))
+
+
 def _ids_of(stream_id: str) -> Select[Any]:
     return select(WatchRow.id).where(WatchRow.stream_id == stream_id)
 
@@ -113,16 +119,17 @@ class WatchRows:
         UnknownStreamError without its stream, WatchLimitError when that has `limit` watches.
         """
         with self._writing() as session:
-            rows.locked(session, watch.stream_id)
+            stream_id = rows.by_name(session, watch.stream_id).id
+            rows.locked(session, stream_id)
             if session.get(WatchRow, watch.id):
                 return
-            count = select(func.count()).where(WatchRow.stream_id == watch.stream_id)
+            count = select(func.count()).where(WatchRow.stream_id == stream_id)
             if (found := session.scalar(count) or 0) >= limit:
                 raise WatchLimitError(
                     f"stream {watch.stream_id!r} has {found} watches, allowed are {limit} (watch.max_per_stream); "
                     "remove some, or raise it"
                 )
-            session.add(WatchRow(**asdict(watch)))
+            session.add(WatchRow(**(asdict(watch) | {"stream_id": stream_id})))
 
     def remove(self, watch_id: str) -> str:
         """Takes a watch and its events away; returns its stream. UnknownWatchError when there is none."""
@@ -138,14 +145,14 @@ class WatchRows:
         with self._reading() as session:
             rows.known(session, stream_id)
             query = select(*_WATCH).where(WatchRow.stream_id == stream_id)
-            return [Watch(*row) for row in session.execute(query.order_by(WatchRow.created_at, WatchRow.id))]
+            return [_watch(row) for row in session.execute(query.order_by(WatchRow.created_at, WatchRow.id))]
 
     def records(self, stream_id: str | None = None) -> list[WatchRecord]:
         """All watches, the oldest first, or those of one stream; UnknownStreamError when that is not there."""
         with self._reading() as session:
             if stream_id is None:
                 return _records(session)
-            rows.known(session, stream_id)
+            stream_id = rows.by_name(session, stream_id).id
             return _records(session, WatchRow.stream_id == stream_id)
 
     def record(self, watch_id: str) -> WatchRecord:
@@ -181,7 +188,7 @@ class WatchRows:
             if found is None:
                 return None
             event, watch = found
-            return Due(_event(event, watch.stream_id), watch.url, watch.secret)
+            return Due(_event(event, watch), watch.url, watch.secret)
 
     def note_delivered(self, event: WatchEvent) -> None:
         self._note(event, delivery="delivered", detail="")
@@ -220,7 +227,7 @@ def _records(session: Session, *which: ColumnElement[bool]) -> list[WatchRecord]
         counts[watch_id][state] = count
     query = select(*_WATCH, WatchRow.answer, WatchRow.segment_no).where(*which)
     return [
-        WatchRecord(Watch(*row[:-2]), row.answer, row.segment_no, counts.get(row.id, {}))
+        WatchRecord(_watch(row[:-2]), row.answer, row.segment_no, counts.get(row.id, {}))
         for row in session.execute(query.order_by(WatchRow.created_at, WatchRow.id))
     ]
 
@@ -235,7 +242,7 @@ def _events_after(session: Session, watch_id: str, number: int, limit: int) -> l
         .order_by(WatchEventRow.segment_no)
         .limit(limit)
     )
-    return [_event(row, watch.stream_id) for row in session.scalars(query)]
+    return [_event(row, watch) for row in session.scalars(query)]
 
 
 def _is_due(now: float) -> tuple[ColumnElement[bool], ...]:
@@ -249,11 +256,17 @@ def _is_due(now: float) -> tuple[ColumnElement[bool], ...]:
     return _IS_WAITING, WatchEventRow.next_try_at <= now, WatchEventRow.segment_no == first
 
 
-def _event(row: WatchEventRow, stream_id: str) -> WatchEvent:
+def _watch(row: Sequence[Any]) -> Watch:
+    """As users see it: of a stream by its name, whichever memory it has."""
+    watch = Watch(*row)
+    return replace(watch, stream_id=name_of(watch.stream_id))
+
+
+def _event(row: WatchEventRow, watch: WatchRow) -> WatchEvent:
     state: Any = row.delivery
     return WatchEvent(
         watch_id=row.watch_id,
-        stream_id=stream_id,
+        stream_id=name_of(watch.stream_id),
         segment_no=row.segment_no,
         start_s=row.start_s,
         end_s=row.end_s,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import threading
 from collections.abc import AsyncGenerator
@@ -14,13 +15,13 @@ from live import wait_until
 from test_api import FakeBackend
 
 from pipeline.api import make_api
-from pipeline.dialogue import Picture, Query, Reply
-from pipeline.schemas import Answer, Evidence, Gap, Segment, SegmentList, Span
+from pipeline.dialogue import Query, Reply
+from pipeline.schemas import Answer, Evidence, Gap, Span
 from pipeline.server import usable_port
 
 ANSWER = Answer(
     answer="a red bus",
-    evidence=[Evidence(segment=2, start_s=1.0, end_s=2.0, weight=0.5)],
+    evidence=[Evidence(segment=2, start_s=1.0, end_s=2.0, weight=0.5, frame="/v1/f", clip="/v1/c")],
     as_of_s=28.0,
     timings_ms={"total": 12.5},
     gaps=[Gap(start_s=4.0, end_s=6.0, reason="2 pictures did not decode")],
@@ -47,7 +48,7 @@ class Backend(FakeBackend):
     async def reply(self, query: Query) -> Reply:
         self._raise()
         self.queries.append(query)
-        return REPLY
+        return copy.deepcopy(REPLY)
 
     async def words(self, query: Query) -> AsyncGenerator[str | Reply, None]:
         self._raise()
@@ -60,18 +61,9 @@ class Backend(FakeBackend):
                 await asyncio.sleep(0.01)
                 yield "."
             yield " réd"
-            yield REPLY
+            yield copy.deepcopy(REPLY)
         finally:
             self.was_closed.set()
-
-    async def segments(self, stream_id: str, after: int, limit: int) -> SegmentList:
-        sizes = {"frames": 1, "source_frames": 1, "kv_bytes": limit, "file_bytes": 1}
-        return SegmentList(
-            segments=[Segment(segment=after + 1, start_s=0, end_s=1, **sizes)], next_after=None
-        )
-
-    async def picture(self, stream_id: str, at_s: float) -> Picture:
-        return Picture(b"jpeg", at_s + 0.5)
 
 
 class Served:

@@ -87,7 +87,7 @@ class Front:
         from pipeline.api import make_api
         from pipeline.app import ServeBackend
 
-        return make_api(ServeBackend(self._config, self._answer))
+        return make_api(ServeBackend(self._config, self._answer, self._answer))
 
 
 def main(folder: Path, timeout_s: str) -> None:

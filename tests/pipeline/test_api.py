@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from actors.failures import NotReadyError, WorkerLostError
-from actors.views import GapView, PlaneState, PoolView, StreamView, WorkerView
+from actors.views import GapView, NextView, PlaneState, PoolView, Reencoding, StreamView, WorkerView
 from pipeline import schemas
 from pipeline.api import MAX_BODY_BYTES, make_api
-from pipeline.dialogue import Query, Reply, SearchQuery
+from pipeline.dialogue import ClipHead, Picture, Query, Reply, SearchQuery, SearchReply
 from pipeline.http_errors import STATUS, DeadlineError, OverloadedError, status_of
 from streamkv import errors
 
@@ -36,7 +36,7 @@ VIEW = StreamView(
 )
 ANSWER = schemas.Answer(
     answer="red",
-    evidence=[schemas.Evidence(segment=2, start_s=1.0, end_s=2.0, weight=0.5)],
+    evidence=[schemas.Evidence(segment=2, start_s=1.0, end_s=2.0, weight=0.5, frame="/v1/f", clip="/v1/c")],
     as_of_s=28.0,
     timings_ms={"total": 12.5},
     gaps=[],
@@ -44,6 +44,16 @@ ANSWER = schemas.Answer(
 )
 
 POOL = PoolView("encode", 2, 1, 4, False, 0.7, (WorkerView("encode-0", "up", 40),))
+
+EVIDENCE = {
+    "segment": 2,
+    "start_s": 1.0,
+    "end_s": 2.0,
+    "weight": 0.5,
+    "frame": "/v1/f",
+    "clip": "/v1/c",
+    "thumbnail": None,
+}
 MOMENT = schemas.FoundMoment(segment=2, start_s=1.0, end_s=2.0, score=7.5)
 FOUND = schemas.SearchResult(
     streams=[schemas.FoundStream(stream_id="lobby", score=7.5, moments=[MOMENT], answer=ANSWER)],
@@ -63,6 +73,8 @@ class FakeBackend:
         self.searches: list[SearchQuery] = []
         self.removed: list[str] = []
         self.sizes: list[dict[str, int]] = []
+        self.reencodings: list[Reencoding] = []
+        self.looked: list[tuple[Any, ...]] = []
 
     async def state(self) -> PlaneState:
         return self.phase
@@ -85,15 +97,46 @@ class FakeBackend:
         self._raise()
         self.removed.append(stream_id)
 
+    async def reencode(self, stream_id: str, new: Reencoding) -> StreamView:
+        view = await self.stream(stream_id)
+        self.reencodings.append(new)
+        return replace(view, next=NextView("registered", "", 60.0, 0.0, 0, 0, new.guidance or "", 0.0))
+
+    async def cancel_reencode(self, stream_id: str) -> StreamView:
+        return await self.stream(stream_id)
+
     async def reply(self, query: Query) -> Reply:
         self._raise()
         self.queries.append(query)
-        return Reply(ANSWER, prompt_tokens=11, completion_tokens=3, finish="stop")
+        return Reply(ANSWER.model_copy(deep=True), prompt_tokens=11, completion_tokens=3, finish="stop")
 
-    async def search(self, query: SearchQuery) -> schemas.SearchResult:
+    async def search(self, query: SearchQuery) -> SearchReply:
         self._raise()
         self.searches.append(query)
-        return FOUND
+        return SearchReply(FOUND.model_copy(deep=True), 22, 6, "length")
+
+    async def segments(self, stream_id: str, after: int, limit: int) -> schemas.SegmentList:
+        sizes = {"frames": 1, "source_frames": 1, "kv_bytes": limit, "file_bytes": 1}
+        segment = schemas.Segment(segment=after + 1, start_s=0, end_s=1, **sizes)
+        return schemas.SegmentList(segments=[segment], next_after=None)
+
+    async def picture(self, stream_id: str, at_s: float, width: int | None) -> Picture:
+        self.looked.append((stream_id, at_s, width))
+        return Picture(b"jpeg", at_s + 0.5)
+
+    async def thumbnails(self, stream_id: str, times_s: Sequence[float], width: int) -> list[bytes | None]:
+        self._raise()
+        self.looked.append((stream_id, *times_s, width))
+        return [b"jpeg"] * len(times_s)
+
+    async def clip(
+        self, stream_id: str, start_s: float, end_s: float
+    ) -> AsyncGenerator[ClipHead | bytes, None]:
+        self._raise()
+        self.looked.append((stream_id, start_s, end_s))
+        yield ClipHead(start_s - 0.5, end_s + 0.25, 6, "copied")
+        yield b"abc"
+        yield b"def"
 
     async def pools(self) -> list[PoolView]:
         self._raise()
@@ -189,12 +232,39 @@ def test_a_full_plane_says_when_to_come_back(call: Caller, backend: FakeBackend)
     assert int(response.headers["retry-after"]) > 0
 
 
+def test_a_stream_may_be_encoded_again(call: Caller, backend: FakeBackend) -> None:
+    assert call("GET", "/v1/streams/lobby").json()["reencode"] is None
+    begun = call("POST", "/v1/streams/lobby/reencode", json={"guidance": "signs", "keep_ratio": 0.2})
+    assert (begun.status_code, begun.json()["id"]) == (202, "lobby")
+    assert begun.json()["reencode"] == {
+        "state": "registered",
+        "detail": "",
+        "guidance": "signs",
+        "keep_ratio": 0.0,
+        "duration_s": 60.0,
+        "position_s": 0.0,
+        "segments": 0,
+        "file_bytes": 0,
+    }
+    call("POST", "/v1/streams/lobby/reencode", json={})
+    call("POST", "/v1/streams/lobby/reencode", json={"guidance": "", "model": "other"})
+    assert backend.reencodings == [
+        Reencoding("signs", 0.2),
+        Reencoding(),
+        Reencoding("", model="other"),
+    ]
+    assert call("DELETE", "/v1/streams/lobby/reencode").json()["reencode"] is None
+    for wrong in ({"keep_ratio": 1.5}, {"keep_ratio": -1}, {"guidance": "x" * 2001}, {"preset": "rekv"}):
+        assert call("POST", "/v1/streams/lobby/reencode", json=wrong).status_code == 422
+    assert call("POST", "/v1/streams/yard/reencode", json={}).status_code == 404
+
+
 def test_an_answer_says_what_it_rests_on(call: Caller, backend: FakeBackend) -> None:
     response = call("POST", "/v1/streams/lobby/questions", json={"question": "what?", "max_new_tokens": 5})
     assert response.status_code == 200
     assert response.json() == {
         "answer": "red",
-        "evidence": [{"segment": 2, "start_s": 1.0, "end_s": 2.0, "weight": 0.5}],
+        "evidence": [EVIDENCE],
         "confidence": None,
         "as_of_s": 28.0,
         "timings_ms": {"total": 12.5},
@@ -202,6 +272,54 @@ def test_an_answer_says_what_it_rests_on(call: Caller, backend: FakeBackend) -> 
         "span": {"start_s": 0.5, "end_s": None, "words": "since 9:05"},
     }
     assert backend.queries == [Query("lobby", "what?", max_new_tokens=5)]
+
+
+def test_a_clip_says_what_it_holds(call: Caller, backend: FakeBackend) -> None:
+    response = call("GET", "/v1/streams/lobby/clip.mp4", params={"from": 143, "to": 152.5})
+    assert (response.status_code, response.content) == (200, b"abcdef")
+    told = ("content-type", "content-length", "x-start-seconds", "x-end-seconds", "x-clip")
+    assert [response.headers[name] for name in told] == ["video/mp4", "6", "142.500", "152.750", "copied"]
+    assert backend.looked == [("lobby", 143.0, 152.5)]
+
+
+@pytest.mark.parametrize(
+    "query", ["", "from=1", "to=1", "from=-1&to=1", "from=nan&to=1", "from=a&to=1", "from=0&to=inf"]
+)
+def test_a_clip_of_no_span_is_422(call: Caller, backend: FakeBackend, query: str) -> None:
+    response = call("GET", f"/v1/streams/lobby/clip.mp4?{query}")
+    assert response.status_code == 422
+    error_of(response)
+    assert backend.looked == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.UnknownStreamError("no"), 404),
+        (errors.SourceError("live"), 422),
+        (errors.SourceGoneError("gone"), 410),
+        (OverloadedError("no"), 503),
+    ],
+)
+def test_a_clip_that_cannot_be_has_its_status(
+    call: Caller, backend: FakeBackend, error: Exception, status: int
+) -> None:
+    backend.error = error
+    response = call("GET", "/v1/streams/lobby/clip.mp4?from=1&to=2")
+    assert response.status_code == status
+    assert error_of(response) == {"type": type(error).__name__, "message": str(error)}
+
+
+def test_pictures_inside_an_answer_are_there_when_asked_for(call: Caller, backend: FakeBackend) -> None:
+    def thumbnail(**beside: Any) -> Any:
+        response = call("POST", "/v1/streams/lobby/questions", json={"question": "what?"} | beside)
+        return response.json()["evidence"][0]["thumbnail"]
+
+    assert (thumbnail(), thumbnail(thumbnails=False), backend.looked) == (None, None, [])
+    assert thumbnail(thumbnails=True) == "data:image/jpeg;base64,anBlZw=="
+    assert backend.looked == [("lobby", 1.5, 160)]
+    found = call("POST", "/v1/search", json={"question": "which?", "thumbnails": True}).json()
+    assert found["streams"][0]["answer"]["evidence"][0]["thumbnail"]
 
 
 @pytest.mark.parametrize("start", [None, 0, 12.5, "90", "2026-01-31T14:07:03+01:00"])
@@ -292,7 +410,7 @@ def test_every_error_of_the_tree_has_a_status() -> None:
 
     for kind in subclasses(errors.StreamKVError):
         assert 400 <= status_of(kind("x")) < 600
-    assert set(STATUS.values()) <= {404, 409, 422, 500, 503, 504}
+    assert set(STATUS.values()) <= {404, 409, 410, 422, 500, 503, 504}
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ COMMANDS = [
     "add",
     "ls",
     "rm",
+    "reencode",
     "scale",
     "ask",
     "search",

@@ -10,9 +10,9 @@ import httpx
 import openai
 import pytest
 from openai_backend import ASK, DETAILS, JSON, Backend, Served, events_of
-from test_api import VIEW
+from test_api import FOUND, VIEW
 
-from pipeline.dialogue import Query
+from pipeline.dialogue import Query, SearchQuery
 from pipeline.http_errors import DeadlineError, OverloadedError
 from streamkv import errors
 from streamkv.conversation import Turn
@@ -101,6 +101,88 @@ def test_extra_body_names_the_time_that_is_asked_about(client: openai.OpenAI, ba
     assert [(q.start, q.end) for q in backend.queries] == [("2026-01-31T14:07:03", 90)]
     assert done.streamkv["span"] == {"start_s": 0.0, "end_s": None, "words": None}
     assert done.streamkv["ignored"] == []
+
+
+ASK_MANY: Any = {"model": "streamkv", "messages": [{"role": "user", "content": "which bus is red?"}]}
+FOUND_DETAILS = {**FOUND.model_dump(), "ignored": []}
+
+
+@pytest.mark.parametrize(
+    ("beside", "query"),
+    [
+        ({"streams": ["lobby", "yard", "lobby"]}, SearchQuery("which bus is red?", ("lobby", "yard"))),
+        ({"streams": "*", "max_streams": 2}, SearchQuery("which bus is red?", max_streams=2)),
+        ({"streams": "*", "from": 3, "to": "90"}, SearchQuery("which bus is red?", start=3, end="90")),
+    ],
+)
+def test_extra_body_names_several_streams(
+    client: openai.OpenAI, backend: Backend, beside: dict[str, Any], query: SearchQuery
+) -> None:
+    done = client.chat.completions.create(**ASK_MANY, extra_body=beside)
+    assert (done.model, done.choices[0].message.content) == ("streamkv", "lobby: red")
+    assert done.choices[0].finish_reason == "length"
+    assert done.usage is not None
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (22, 6)
+    assert done.model_extra == {"streamkv": FOUND_DETAILS}
+    assert (backend.searches, backend.queries) == ([query], [])
+
+
+def test_several_streams_answer_in_one_piece(client: openai.OpenAI) -> None:
+    options: Any = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(client.chat.completions.create(**ASK_MANY, **options, extra_body={"streams": "*"}))
+    told = [c.choices[0] for c in chunks if c.choices]
+    assert [c.delta.content for c in told] == ["", "lobby: red", None]
+    assert chunks[2].model_extra == {"streamkv": FOUND_DETAILS}
+    assert [c.usage.total_tokens for c in chunks if c.usage] == [28]
+
+
+def test_several_streams_are_told_the_turns_before(client: openai.OpenAI, backend: Backend) -> None:
+    messages = [{"role": "system", "content": "be brief"}, *ASK_MANY["messages"]]
+    client.chat.completions.create(model="streamkv", messages=messages, extra_body={"streams": "*"})
+    (search,) = backend.searches
+    assert search.of("yard") == Query("yard", "which bus is red?", (Turn("user", "be brief"),))
+
+
+@pytest.mark.parametrize(
+    ("model", "beside", "param"),
+    [
+        ("streamkv/lobby", {"streams": ["yard"]}, "streams"),
+        ("streamkv", {"streams": ["yard"], "stream_id": "lobby"}, "streams"),
+        ("streamkv", {"streams": []}, "streams"),
+        ("streamkv", {"streams": "lobby"}, "streams"),
+        ("streamkv", {"streams": [5]}, "streams"),
+        ("streamkv", {"streams": "*", "max_streams": 0}, "max_streams"),
+        ("streamkv", {"streams": "*", "n": 2}, "n"),
+    ],
+)
+def test_several_streams_that_make_no_sense_are_refused(
+    client: openai.OpenAI, backend: Backend, model: str, beside: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{**ASK_MANY, "model": model}, extra_body=beside)
+    assert caught.value.param == param
+    assert backend.searches == []
+
+
+def test_a_number_of_streams_has_no_effect_on_one(client: openai.OpenAI) -> None:
+    done = client.chat.completions.create(**ASK, extra_body={"max_streams": 3})
+    assert done.streamkv["ignored"] == ["max_streams"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_extra_body_asks_for_thumbnails(client: openai.OpenAI, backend: Backend, stream: bool) -> None:
+    for asked, many in (
+        ({}, False),
+        ({"thumbnails": True}, False),
+        ({"thumbnails": True, "streams": "*"}, True),
+    ):
+        body: Any = ASK_MANY if many else ASK
+        done: Any = client.chat.completions.create(**body, stream=stream, extra_body=asked)
+        details = (list(done)[-1] if stream else done).streamkv
+        answer = details["streams"][0]["answer"] if many else details
+        assert (answer["evidence"][0]["thumbnail"] is not None) == bool(asked)
+        assert answer["evidence"][0]["clip"] == "/v1/c"
+    assert backend.looked == [("lobby", 1.5, 160)] * 2
 
 
 def test_earlier_turns_come_before_the_question(client: openai.OpenAI, backend: Backend) -> None:
@@ -253,7 +335,7 @@ def test_models_are_the_streams(client: openai.OpenAI) -> None:
             client.models.retrieve(name)
 
 
-def test_segments_and_frames(url: str) -> None:
+def test_segments_and_frames(url: str, backend: Backend) -> None:
     page = httpx.get(f"{url}/v1/streams/lobby/segments", params={"after": 4, "limit": 2}).json()
     assert (page["segments"][0]["segment"], page["segments"][0]["kv_bytes"], page["next_after"]) == (
         5,
@@ -266,7 +348,17 @@ def test_segments_and_frames(url: str) -> None:
         "image/jpeg",
         "3.75",
     )
-    for path in ("segments?limit=0", "segments?after=-2", "frames", "frames?at_s=-1", "frames?at_s=nan"):
+    narrow = httpx.get(f"{url}/v1/streams/lobby/frames", params={"at_s": 3.25, "width": 320})
+    assert narrow.content == b"jpeg"
+    assert backend.looked == [("lobby", 3.25, None), ("lobby", 3.25, 320)]
+    for path in (
+        "segments?limit=0",
+        "segments?after=-2",
+        "frames",
+        "frames?at_s=-1",
+        "frames?at_s=nan",
+        "frames?at_s=1&width=0",
+    ):
         assert httpx.get(f"{url}/v1/streams/lobby/{path}").status_code == 422, path
 
 

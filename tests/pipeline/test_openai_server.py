@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
 import openai
 import pytest
@@ -144,8 +145,85 @@ def test_segments_and_pictures_of_a_stream(lobby: str) -> None:
         assert abs(grey - round(at_s * 10) % 200) <= 12, "the clip's grey tells its time"
     late = httpx.get(f"{lobby}/v1/streams/lobby/frames", params={"at_s": 11})
     assert (late.status_code, late.json()["error"]["type"]) == (422, "SourceError")
-    for path in ("segments", "frames?at_s=1"):
+    for path in ("segments", "frames?at_s=1", "clip.mp4?from=1&to=2"):
         assert httpx.get(f"{lobby}/v1/streams/nobody/{path}").status_code == 404
+
+
+@pytest.mark.ray
+def test_an_answer_links_to_its_footage(real: openai.OpenAI, server: LiveServer, tmp_path: Path) -> None:
+    done = real.chat.completions.create(**ASK, extra_body={"thumbnails": True})
+    evidence = done.streamkv["evidence"][0]
+    assert evidence["thumbnail"].startswith("data:image/jpeg;base64,")
+    clip = httpx.get(server.record.url + evidence["clip"])
+    assert clip.status_code == 200, clip.text
+    start_s, end_s = (float(clip.headers[f"x-{side}-seconds"]) for side in ("start", "end"))
+    assert start_s <= evidence["start_s"] < evidence["end_s"] <= end_s
+    with av.open(BytesIO(clip.content)) as container:
+        shades = [
+            (float(i.pts * i.time_base), i.to_ndarray(format="rgb24")[60, 32, 0])
+            for i in container.decode(video=0)
+        ]
+    assert len(shades) == round(8 * (end_s - start_s))
+    for time_s, shade in shades:
+        assert abs(int(shade) - round((start_s + time_s) * 10)) <= 12, "the clip's grey tells its time"
+    with httpx.Client(base_url=server.record.url) as http:
+        assert http.get(evidence["frame"]).headers["content-type"] == "image/jpeg"
+        for wrong in ("from=11&to=12", "from=2&to=2", "from=0&to=9000"):
+            refused = http.get(f"/v1/streams/lobby/clip.mp4?{wrong}")
+            assert (refused.status_code, refused.json()["error"]["type"]) == (422, "SourceError")
+    asked = server.run("ask", "lobby", "what is the bus", "--clips", str(tmp_path / "clips"))
+    assert "see it: http://" in asked.stdout
+    saved = sorted((tmp_path / "clips").iterdir())
+    assert [path.name for path in saved] == [f"lobby-{no}.mp4" for no in range(5)]
+    assert all(path.stat().st_size > 1000 for path in saved)
+
+
+@pytest.mark.ray
+def test_one_question_goes_to_several_streams(real: openai.OpenAI, server: LiveServer, films: Path) -> None:
+    with server.client() as client:
+        client.add_stream("yard", str(films / "short.mp4"))
+        wait_for_end(client, "yard")
+        native = client.search(ASK["messages"][0]["content"], ["yard", "lobby"])
+        done = real.chat.completions.create(
+            **{**ASK, "model": "streamkv"}, extra_body={"streams": ["yard", "lobby"]}
+        )
+        client.remove_stream("yard")
+    told = {s["stream_id"]: s["answer"]["answer"] for s in native["streams"]}
+    assert set(told) == {"yard", "lobby"}
+    content = done.choices[0].message.content
+    assert content == "\n".join(f"{name}: {told[name]}" for name in told)
+    assert [s["stream_id"] for s in done.streamkv["streams"]] == list(told)
+    assert done.usage is not None
+    assert done.usage.completion_tokens == 16
+
+
+@pytest.mark.ray
+def test_a_stream_is_encoded_again_while_it_answers(server: LiveServer, films: Path) -> None:
+    """With all frames in place of two in five."""
+    with server.client() as client:
+        client.add_stream("hall", str(films / "short.mp4"), "buses")
+        wait_for_end(client, "hall")
+        before, small = client.ask("hall", "what is the bus"), client.stream("hall")
+        done = server.run("reencode", "hall", "--guidance", "", "--keep", "1", "--wait", "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        stream = json.loads(done.stdout)
+        assert (stream["id"], stream["guidance"], stream["keep_ratio"], stream["reencode"]) == (
+            "hall",
+            "",
+            1,
+            None,
+        )
+        assert (stream["segments"], stream["state"]) == (small["segments"], "done")
+        assert stream["kv_bytes"] > small["kv_bytes"]
+        after = client.ask("hall", "what is the bus")
+        assert [e["weight"] for e in after["evidence"]] != [e["weight"] for e in before["evidence"]]
+        assert {e["start_s"] for e in after["evidence"]} == {e["start_s"] for e in before["evidence"]}
+        assert after["evidence"][0]["clip"].startswith("/v1/streams/hall/clip.mp4?")
+        assert len(client.search("what is the bus", ["hall"], answer=False)["streams"]) == 1
+        for refused in (["--cancel"], ["--model", "/models/other"]):
+            assert server.run("reencode", "hall", *refused).returncode == 1
+        client.remove_stream("hall")
+    assert not list(server.home.store.glob("streams/hall*/*"))
 
 
 @pytest.mark.ray

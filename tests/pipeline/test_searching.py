@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from tiny import random_segment_kv
 
-from pipeline.answering import Answerer, CancelledError
-from pipeline.dialogue import Query, SearchQuery
+from pipeline.answering import Answerer
+from pipeline.dialogue import CancelledError, Query, Reply, SearchQuery
 from pipeline.searching import Searcher
 from streamkv.config import PipelineConfig, load_config
+from streamkv.conversation import Turn
 from streamkv.errors import QuestionError, StoreError, UnknownStreamError
 from streamkv.models import load_model
 from streamkv.store import ModelIdentity, SegmentStore, write_segment
@@ -55,7 +56,8 @@ def searcher(answerer: Answerer) -> Searcher:
 def test_all_streams_are_searched_and_the_best_answer_for_themselves(
     searcher: Searcher, answerer: Answerer
 ) -> None:
-    result = searcher.search(SearchQuery(QUESTION), GOING_ON)
+    reply = searcher.search(SearchQuery(QUESTION), GOING_ON)
+    result, paid = reply.result, list[Reply]()
     assert {s.stream_id for s in result.streams} == set(LENGTHS)
     assert result.searched == 3
     assert {s.stream_id: s.reason for s in result.skipped}.keys() == {"cam", "empty"}
@@ -63,30 +65,47 @@ def test_all_streams_are_searched_and_the_best_answer_for_themselves(
     scores = [s.score for s in result.streams]
     assert scores == sorted(scores, reverse=True)
     for stream in result.streams:
-        alone = answerer.answer(Query(stream.stream_id, QUESTION), GOING_ON).answer
+        paid.append(answerer.answer(Query(stream.stream_id, QUESTION), GOING_ON))
+        alone = paid[-1].answer
         assert stream.answer is not None
         assert (stream.answer.answer, stream.answer.evidence) == (alone.answer, alone.evidence)
         assert [m.score for m in stream.moments] == sorted((m.score for m in stream.moments), reverse=True)
         assert stream.score == stream.moments[0].score
         assert all(0 <= m.segment < LENGTHS[stream.stream_id] for m in stream.moments)
         assert all((m.start_s, m.end_s) == (8.0 * m.segment, 8.0 * m.segment + 8) for m in stream.moments)
+        for shown in (*stream.moments, *stream.answer.evidence):
+            span = f"from={shown.start_s:g}&to={shown.end_s:g}"
+            assert shown.clip == f"/v1/streams/{stream.stream_id}/clip.mp4?{span}"
+            assert shown.frame == f"/v1/streams/{stream.stream_id}/frames?at_s={shown.start_s + 4:g}"
+    assert reply.prompt_tokens == sum(r.prompt_tokens for r in paid)
+    assert reply.completion_tokens == sum(r.completion_tokens for r in paid)
+    assert reply.finish == ("length" if "length" in [r.finish for r in paid] else "stop")
+
+
+def test_earlier_turns_are_told_to_each(searcher: Searcher, answerer: Answerer) -> None:
+    turns = (Turn("user", "how many dog"), Turn("assistant", "blue green two"))
+    reply = searcher.search(SearchQuery(QUESTION, ("yard",), earlier=turns), GOING_ON)
+    alone = answerer.answer(Query("yard", QUESTION, turns), GOING_ON)
+    assert reply.result.streams[0].answer is not None
+    assert reply.result.streams[0].answer.evidence == alone.answer.evidence
+    assert reply.prompt_tokens == alone.prompt_tokens
 
 
 def test_only_the_best_are_told_and_none_is_asked_without_need(searcher: Searcher) -> None:
-    (best, *_) = searcher.search(SearchQuery(QUESTION), GOING_ON).streams
-    (only,) = searcher.search(SearchQuery(QUESTION, max_streams=1, answer=False), GOING_ON).streams
+    (best, *_) = searcher.search(SearchQuery(QUESTION), GOING_ON).result.streams
+    (only,) = searcher.search(SearchQuery(QUESTION, max_streams=1, answer=False), GOING_ON).result.streams
     assert only == best.model_copy(update={"answer": None})
 
 
 def test_named_streams_alone_are_searched(searcher: Searcher) -> None:
-    result = searcher.search(SearchQuery(QUESTION, ("yard", "empty")), GOING_ON)
+    result = searcher.search(SearchQuery(QUESTION, ("yard", "empty")), GOING_ON).result
     assert [s.stream_id for s in result.streams] == ["yard"]
     assert [s.stream_id for s in result.skipped] == ["empty"]
 
 
 def test_span_is_looked_at_in_each_stream(searcher: Searcher) -> None:
     """Only two streams go on for 20 s; and nothing before counts."""
-    result = searcher.search(SearchQuery(QUESTION, start=20), GOING_ON)
+    result = searcher.search(SearchQuery(QUESTION, start=20), GOING_ON).result
     assert {s.stream_id for s in result.streams} == {"hall", "lobby"}
     assert all(m.end_s > 20 for s in result.streams for m in s.moments)
     assert all(e.end_s > 20 for s in result.streams if s.answer for e in s.answer.evidence)
@@ -96,14 +115,14 @@ def test_span_is_looked_at_in_each_stream(searcher: Searcher) -> None:
 
 def test_words_that_name_a_span_are_not_searched_for(searcher: Searcher) -> None:
     """16 s ago every stream showed something; where that lies differs from stream to stream."""
-    spoken = searcher.search(SearchQuery(f"{QUESTION} in the last 16 seconds", answer=False), GOING_ON)
+    spoken = searcher.search(SearchQuery(f"{QUESTION} in the last 16 seconds", answer=False), GOING_ON).result
     lengths = {name: 8 * length for name, length in LENGTHS.items()}
     assert all(m.end_s > lengths[s.stream_id] - 16 for s in spoken.streams for m in s.moments)
     plain = searcher.search(SearchQuery(QUESTION, ("yard",), answer=False), GOING_ON)
     alone = searcher.search(
         SearchQuery(f"{QUESTION} in the last 16 seconds", ("yard",), answer=False), GOING_ON
     )
-    assert alone.streams == plain.streams
+    assert alone.result.streams == plain.result.streams
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,9 +41,7 @@ def preset(name: str, *overrides: str) -> MethodConfig:
     return load_config(overrides=[f"preset={name}", "model.path=other", *overrides]).method
 
 
-def ingest(
-    engine: Engine, frames: list[np.ndarray], *, together: bool = True, guidance: str = ""
-) -> InMemoryVideo:
+def ingest(engine: Engine, frames: list[np.ndarray], *, together: bool = True, **own: Any) -> InMemoryVideo:
     """Encode, segment and prefill; 2 seconds a frame."""
     memory, window = InMemoryVideo(engine.model.geometry), engine.open_window()
     segmenter = Segmenter(engine.method.segment)
@@ -54,7 +53,7 @@ def ingest(
     closed = [segmenter.push(f, 2.0 * t, 2.0 * (t + 1)) for t, f in enumerate(features)]
     for segment in [*closed, segmenter.flush()]:
         if segment is not None:
-            memory.add(engine.prefill(window, segment, guidance))
+            memory.add(engine.prefill(window, segment, **own))
     return memory
 
 
@@ -112,6 +111,18 @@ def test_a_streams_own_guidance_chooses_its_frames(tiny_model: VideoLLM) -> None
         alone = dataclasses.replace(method, compress=dataclasses.replace(method.compress, guidance=guidance))
         assert kept[guidance] == kept_frames(ingest(Engine(tiny_model, alone), frames))
     assert kept[""] == kept_frames(ingest(Engine(tiny_model, method), frames))
+
+
+def test_a_streams_own_share_is_kept(tiny_model: VideoLLM) -> None:
+    """As by an engine whose method has that share."""
+    engine = Engine(tiny_model, preset("streamkv", "method.segment.max_seconds=16"))
+    frames = random_frames(16)
+    for share in (0.1, 1.0):
+        compress = dataclasses.replace(engine.method.compress, keep_ratio=share)
+        alone = Engine(tiny_model, dataclasses.replace(engine.method, compress=compress))
+        own = kept_frames(ingest(engine, frames, keep_ratio=share))
+        assert own == kept_frames(ingest(alone, frames))
+        assert own != kept_frames(ingest(engine, frames))
 
 
 def test_a_guidance_prompt_is_tokenized_once(tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
