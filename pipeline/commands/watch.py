@@ -115,7 +115,7 @@ def follow(
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
 ) -> None:
     """Print what a watch has told and whatever it tells, until Ctrl-C."""
-    with friendly(as_json=as_json), connect(home, url) as client:
+    with friendly(as_json=False), connect(home, url) as client:  # an error to stderr: stdout has events alone
         for event in client.follow_watch(watch_id, after):
             if as_json:
                 sys.stdout.write(json.dumps(event) + "\n")
