@@ -17,11 +17,12 @@ from pipeline.schemas import Answer, Evidence, Gap, Span
 from pipeline.spans import AskedSpan, asked_span
 from streamkv.config import PipelineConfig
 from streamkv.conversation import Turn
-from streamkv.engine import Engine, check_question
+from streamkv.engine import Engine
 from streamkv.errors import QuestionError, SegmentGoneError, StoreError
 from streamkv.latest import LatestPast
 from streamkv.memory import VideoMemory
 from streamkv.models import load_model
+from streamkv.question import check_question
 from streamkv.store import Gap as StoredGap
 from streamkv.store import ModelIdentity, SegmentStore, StreamReader, StreamSnapshot
 from streamkv.types import Answer as EngineAnswer

@@ -12,10 +12,10 @@ from pipeline.dialogue import Query, SearchQuery
 from pipeline.schemas import FoundMoment, FoundStream, SearchResult, SkippedStream
 from pipeline.spans import asked_span
 from streamkv import many
-from streamkv.engine import check_question
 from streamkv.errors import QuestionError, StoreError, UnknownStreamError
 from streamkv.excerpt import between
 from streamkv.memory import VideoMemory
+from streamkv.question import check_question
 
 MOMENTS = 3
 """Of each stream that is found."""

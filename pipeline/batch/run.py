@@ -19,8 +19,8 @@ from pipeline.batch.output import check_columns, read_previous, write_output
 from pipeline.batch.plan import Plan, group, make_plan
 from pipeline.batch.question_log import QuestionLog, read_log
 from streamkv.config import ModelConfig, PipelineConfig
-from streamkv.engine import check_question
 from streamkv.errors import BatchError
+from streamkv.question import check_question
 from streamkv.store import ModelIdentity
 
 CHUNK = 32
