@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from tiny import random_segment_kv
 
-from pipeline.answering import Answerer, CancelledError
+from pipeline.answering import Answerer
+from pipeline.asking import CancelledError
 from pipeline.dialogue import Query, SearchQuery
 from pipeline.searching import Searcher
 from streamkv.config import PipelineConfig, load_config
