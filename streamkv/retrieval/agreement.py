@@ -35,7 +35,7 @@ class Agreement(TopK):
     def reconsider(
         self, memory: VideoMemory, queries: Sequence[Query], candidates: Sequence[Candidates]
     ) -> Sequence[Candidates]:
-        return self.reconsider_each(memory, [Looks(queries, candidates)])[0]
+        return Agreement.reconsider_each(self, memory, [Looks(queries, candidates)])[0]  # as in `TopK.look`
 
     def reconsider_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[Sequence[Candidates]]:
         """One table a layer, of what any of them agreed on."""

@@ -28,7 +28,7 @@ class TopK(Retriever):
 
     def look(self, memory: VideoMemory, layer: int, query: Query) -> Candidates:
         """The blocks of the segments that the layer's index finds; all blocks if `candidate_segments` is 0."""
-        return self.look_each(memory, layer, [query])[0]
+        return TopK.look_each(self, memory, layer, [query])[0]  # a policy's own may come back to here
 
     def look_each(self, memory: VideoMemory, layer: int, queries: Sequence[Query]) -> list[Candidates]:
         """One search, and one table of what any of them found."""
