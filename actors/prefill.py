@@ -27,7 +27,7 @@ from streamkv.types import Segment, SegmentKV
 from streamkv.watches import WatchAnswer, WatchQuestion
 
 CommitSegment = Callable[[SegmentPlace, Sequence[WatchAnswer]], bool]
-AskSegment = Callable[[SegmentKV, Sequence[WatchQuestion]], Sequence[WatchAnswer]]
+AskSegment = Callable[[SegmentKV, Sequence[WatchQuestion]], Sequence[WatchAnswer | Exception]]
 
 log = logging.getLogger(__name__)
 
@@ -170,11 +170,18 @@ class Prefill:
             return ()
         try:
             with self.clock.time("watch"):
-                answers = self._started().ask(kv, questions)
+                found = self._started().ask(kv, questions)
         except Exception as exc:  # a question must not end its stream, which would come to it again and again
             self.clock.count("watch_errors", len(questions))
             log.warning("stream %s: segment %d, its watches: %s", stream_id, kv.segment_no, describe(exc))
             return ()
+        answers = [answer for answer in found if isinstance(answer, WatchAnswer)]
+        failures = [failure for failure in found if isinstance(failure, Exception)]
+        if failures:
+            self.clock.count("watch_errors", len(failures))
+            log.warning(
+                "stream %s: a watch of segment %d: %s", stream_id, kv.segment_no, describe(failures[0])
+            )
         self.clock.count("watch_answers", len(answers))
         return answers
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 from actors.views import NewWatch, WatchEventView, WatchView
 from streamkv.config import PipelineConfig
-from streamkv.engine import check_question
 from streamkv.errors import WatchError
+from streamkv.question import check_question
 from streamkv.store import WatchRecord
 from streamkv.watches import (
     Watch,

@@ -25,8 +25,10 @@ from streamkv.held import HeldVideo
 from streamkv.ingest import IngestCost, ingest
 from streamkv.memory import VideoMemory
 from streamkv.models import VideoLLM, load_model
+from streamkv.question import Question
 from streamkv.sources import sample_archive
 from streamkv.store import Gap, ModelIdentity, SegmentStore, StreamReader, StreamSnapshot, durable
+from streamkv.together import Outcome
 
 STREAM = "video"
 COST = "cost.json"
@@ -81,7 +83,7 @@ class Answered:
     prefill_s: float | None = None
     prompt_tokens: int | None = None
     answer_tokens: int | None = None
-    answer_s: float | None = None
+    answer_s: float | None = None  # an even share of what this and those asked with it took
 
 
 @dataclass(frozen=True)
@@ -119,34 +121,26 @@ class VideoAnswerer:
             yield from ([Answered(one.key, error=_describe(exc)) for one in chunk] for chunk in chunks)
             return
         for chunk in chunks:
-            yield [self._ask(shown, one) for one in chunk]
+            yield self._ask(shown, chunk)
 
-    def _ask(self, shown: _Shown, asked: Asked) -> Answered:
-        begun = time.perf_counter()
-        about = replace(shown.about, key=asked.key)
-        try:
-            found = self._engine.answer(
+    def _ask(self, shown: _Shown, chunk: Sequence[Asked]) -> list[Answered]:
+        serve = self._config.serve
+        questions = [
+            Question(
                 shown.memory,
                 asked.question,
                 max_new_tokens=asked.max_new_tokens,
-                min_confidence=self._config.serve.min_confidence,
+                min_confidence=serve.min_confidence,
             )
-        except Exception as exc:  # as above: the row keeps its error
-            return replace(about, error=_describe(exc))
-        evidence = [
-            {"segment": e.segment_no, "start_s": e.start_s, "end_s": e.end_s, "weight": e.weight}
-            for e in found.evidence
+            for asked in chunk
         ]
-        return replace(
-            about,
-            answer=found.text,
-            evidence=evidence,
-            confidence=found.confidence,
-            as_of_s=found.as_of_s,
-            prompt_tokens=found.num_prompt_tokens,
-            answer_tokens=found.num_tokens,
-            answer_s=time.perf_counter() - begun,
-        )
+        begun = time.perf_counter()
+        outcomes = self._engine.answer_many(questions, serve.batch_questions)
+        share_s = (time.perf_counter() - begun) / len(chunk)
+        return [
+            _answered(replace(shown.about, key=asked.key), outcome, share_s)
+            for asked, outcome in zip(chunk, outcomes, strict=True)
+        ]
 
     def _of_stream(self, stream_id: str) -> _Shown:
         if self._store is None:
@@ -203,6 +197,25 @@ class VideoAnswerer:
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _answered(about: Answered, found: Outcome, share_s: float) -> Answered:
+    if isinstance(found, Exception):
+        return replace(about, error=_describe(found))
+    evidence = [
+        {"segment": e.segment_no, "start_s": e.start_s, "end_s": e.end_s, "weight": e.weight}
+        for e in found.evidence
+    ]
+    return replace(
+        about,
+        answer=found.text,
+        evidence=evidence,
+        confidence=found.confidence,
+        as_of_s=found.as_of_s,
+        prompt_tokens=found.num_prompt_tokens,
+        answer_tokens=found.num_tokens,
+        answer_s=share_s,
+    )
 
 
 def _count_try(file: str) -> None:

@@ -30,7 +30,8 @@ from bench.index import make_vectors
 from bench.machine import Figure, machine, report, table
 from pipeline.settings import load_settings
 from streamkv.config import PipelineConfig
-from streamkv.engine import Engine, LayerCache
+from streamkv.engine import Engine
+from streamkv.layer_cache import LayerCache, attend_next
 from streamkv.memory import BlockTable, Ranked, SegmentInfo, VideoMemory
 from streamkv.models import load_model
 from streamkv.store.index import SummaryIndex
@@ -50,7 +51,7 @@ class SyntheticVideo(VideoMemory):
     def __init__(
         self, geometry: Geometry, num_segments: int, blocks: int, *, indexed: bool, seed: int
     ) -> None:
-        self.geometry = geometry
+        self._geometry = geometry
         self.num_segments, self.blocks = num_segments, blocks
         rng = np.random.default_rng(seed)
         shape = (POOL, geometry.frame_tokens, geometry.num_kv_heads, geometry.head_dim)
@@ -64,6 +65,10 @@ class SyntheticVideo(VideoMemory):
         if indexed:
             summaries = torch.stack([keys[blocks - 1 :: blocks] for keys in self._mean_keys], 1)
             self._index = self._index.added(np.arange(num_segments), summaries.numpy()).compacted()
+
+    @property
+    def geometry(self) -> Geometry:
+        return self._geometry
 
     @property
     def as_of_s(self) -> float:
@@ -119,7 +124,7 @@ class FullWithCache:
         hidden = model.question_prompt(question).embeds_TD
         for layer, cache in enumerate(self._caches):
             before = cache.num_tokens
-            attended, _ = self._engine.attend_next(cache, *model.qkv(layer, hidden))
+            attended, _ = attend_next(model.rope, [cache], [len(hidden)], *model.qkv(layer, hidden))
             cache.num_tokens = before
             hidden = model.finish_layer(layer, hidden, attended)
         return int(model.logits(hidden[-1:])[-1].argmax())

@@ -23,31 +23,28 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from bench import worlds
 from bench.machine import Figure, machine, report
 from pipeline.settings import load_settings
 from streamkv.confidence import Signs, confidence, fit
 from streamkv.config import ConfidenceConfig, PipelineConfig
 from streamkv.engine import Engine
-from streamkv.evaluation.runner import encode_video
+from streamkv.evaluation.runner import EncodedVideo
 from streamkv.memory import InMemoryVideo
 from streamkv.models import load_model
-from streamkv.segmentation import Segmenter
-from streamkv.townsquare import Scene, World, is_correct, make_world, write_video
+from streamkv.townsquare import Scene, World, is_correct
 from streamkv.townsquare.questions import COUNT_WORDS
 from streamkv.townsquare.script import COLOURS, KINDS
 from streamkv.types import SegmentKV
-from streamkv.watches import WatchAnswer, ask_all, is_change, method_of_watches, shown
+from streamkv.watches import WatchAnswer, WatchQuestion, ask_segment, is_change, method_of_watches, shown
 
-VIDEO_FPS = 2
 MAX_NEW_TOKENS = 8
 FIELD_S = 2.0
 """The field's tolerance."""
@@ -196,48 +193,46 @@ class Bench:
 
     def hear(self, seed: int, minutes: float) -> None:
         """A whole world, and every standing question of each segment."""
-        world = make_world(seed, minutes)
+        world, seen = worlds.show(self._model, seed, minutes, self._config.source.sample_fps)
         heard: dict[str, str] = {}
         events: dict[str, list[Change]] = {s.text: [] for s in self._standing}
-        for kv, memory in self._segments(world):
-            answers = ask_all(self._asked, memory, [s.text for s in self._standing], MAX_NEW_TOKENS)
-            for standing, answer in zip(self._standing, answers, strict=True):
-                said = WatchAnswer(standing.text, answer.text, answer.confidence, answer.evidence)
+        for kv, memory in self._segments(seen):
+            answers = self._ask(kv, [s.text for s in self._standing])
+            for standing, said in zip(self._standing, answers, strict=True):
                 now = shown(said, self._min_confidence)
                 if is_change(heard.get(standing.text, ""), now, when_gone=False):
-                    events[standing.text].append(Change(answer.evidence[0].start_s, now, kv.end_s))
+                    events[standing.text].append(Change(said.evidence[0].start_s, now, kv.end_s))
                     self._late_s.append(kv.end_s - kv.start_s)
                 heard[standing.text] = now
                 if self._reads_signs:
                     signs = self._asked.read(memory, standing.text).signs
-                    right = is_right(world, standing, kv, answer.text)
+                    right = is_right(world, standing, kv, said.text)
                     self.outcomes.append(Outcome(standing.kind, signs, right))
         for standing in self._standing:
             changes = true_changes(world, standing)
             for kind in (standing.kind, "all"):
                 self.told.setdefault(kind, Told()).add(events[standing.text], changes, self._rules)
 
-    def _segments(self, world: World) -> Iterable[tuple[SegmentKV, InMemoryVideo]]:
-        with tempfile.TemporaryDirectory() as folder:
-            write_video(world, Path(folder) / "world.mp4", fps=VIDEO_FPS)
-            seen = encode_video(self._model, Path(folder) / "world.mp4", self._config.source.sample_fps)
-        segmenter, window = Segmenter(self._config.method.segment), self._engine.open_window()
-        pushed = (segmenter.push(f, *span) for f, span in zip(seen.features_FND, seen.spans_s, strict=True))
-        for segment in [*pushed, segmenter.flush()]:
-            if segment is None:
-                continue
+    def _segments(self, seen: EncodedVideo) -> Iterable[tuple[SegmentKV, InMemoryVideo]]:
+        segments = worlds.prefilled(self._engine, seen)
+        while True:
             begun = time.perf_counter()
-            kv = self._engine.prefill(window, segment)
-            prefill_s = time.perf_counter() - begun
-            memory = InMemoryVideo(self._model.geometry, [kv])
-            self._cost(memory, prefill_s)
-            yield kv, memory
+            kv = next(segments, None)  # cutting it off takes next to nothing
+            if kv is None:
+                return
+            self._cost(kv, time.perf_counter() - begun)
+            yield kv, InMemoryVideo(self._model.geometry, [kv])
 
-    def _cost(self, memory: InMemoryVideo, prefill_s: float) -> None:
+    def _ask(self, kv: SegmentKV, texts: Sequence[str]) -> list[WatchAnswer]:
+        questions = [WatchQuestion(text, text) for text in texts]
+        found = ask_segment(self._asked, self._model.geometry, MAX_NEW_TOKENS, kv, questions)
+        return [answer for answer in found if isinstance(answer, WatchAnswer)]
+
+    def _cost(self, kv: SegmentKV, prefill_s: float) -> None:
         for count in COSTS:
             questions = [self._standing[i % len(self._standing)].text for i in range(count)]
             begun = time.perf_counter()
-            ask_all(self._asked, memory, questions, MAX_NEW_TOKENS)
+            self._ask(kv, questions)
             self.costs[count].append((time.perf_counter() - begun) / prefill_s)
 
     def figures(self) -> list[Figure]:

@@ -1,48 +1,41 @@
 """Answers questions from the store: a model, an engine, and the streams that were asked about lately.
 
-Any process can answer for any stream; one that was asked before still has its index.
+Any process can answer for any stream; one that was asked before still has its index. Where several queries wait they
+are answered together (`asking.py` is one of them, `desk.py` the thread that takes them).
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
 
+from pipeline.asking import Asking, Past
 from pipeline.dialogue import CancelledError, Query, Reply
-from pipeline.links import Links, links_of
-from pipeline.schemas import Answer, Evidence, Gap, Span
-from pipeline.spans import AskedSpan, asked_span, origin_of
 from streamkv.config import PipelineConfig
-from streamkv.conversation import Turn
-from streamkv.engine import Engine, check_question
-from streamkv.errors import QuestionError, SegmentGoneError, StoreError
+from streamkv.engine import Engine
+from streamkv.errors import SegmentGoneError, StoreError
 from streamkv.latest import LatestPast
 from streamkv.memory import VideoMemory
 from streamkv.models import load_model
-from streamkv.store import ModelIdentity, SegmentStore, StreamReader, StreamRecord, StreamSnapshot
-from streamkv.types import Answer as EngineAnswer
+from streamkv.question import OnToken, Question
+from streamkv.store import ModelIdentity, SegmentStore, StreamReader, StreamSnapshot
+from streamkv.together import Together, UnderWay
 from streamkv.types import Segment
 
 MAX_WARM = 256
 """Streams whose index is kept; the least recently asked is forgotten first."""
 MAX_WINDOWS = 8
 """Streams that are ingested whose window is kept; each holds `n_local` tokens in every layer."""
-MAX_GAPS = 20
-"""Gaps that an answer names, the latest ones."""
-EARLIER_QUESTIONS = 4
-"""All earlier turns together may be as long as this many of the longest questions."""
-
 
 LatestSegments = Callable[[str, torch.device], list[Segment]]
 """What a stream has shown and is not yet durable."""
 
 
 class Answerer:
-    """One question at a time: callers take turns."""
+    """The streams and the engine that answers from them. One thread's: callers take turns."""
 
     def __init__(self, config: PipelineConfig, latest: LatestSegments | None = None) -> None:
         """`latest`: None where nobody ingests."""
@@ -54,86 +47,25 @@ class Answerer:
         self._store: SegmentStore | None = None
         self._readers: OrderedDict[str, StreamReader] = OrderedDict()
 
-    def check_health(self) -> None:
-        """Raises when no question can be answered; there is no such state but death."""
-
-    def answer(
-        self, query: Query, cancelled: threading.Event, on_text: Callable[[str], None] | None = None
-    ) -> Reply:
-        """Tells each new piece of the answer's text.
+    def answer(self, query: Query, cancelled: threading.Event, on_text: OnToken | None = None) -> Reply:
+        """One query by itself: tells each new piece of the answer's text.
 
         Raises:
             QuestionError, UnknownStreamError, StoreError: what was asked cannot be answered.
             CancelledError: `cancelled` was set before the end.
         """
-        serve = self.config.serve
-        question = check_question(query.question, serve.max_question_chars)
-        _check_earlier(query.earlier, EARLIER_QUESTIONS * serve.max_question_chars)
-        max_new_tokens = query.max_new_tokens or serve.max_new_tokens
-        has_begun = False
+        asking, answering = Asking(query, cancelled, on_text), Answering(self)
+        answering.join([asking])
+        while asking.outcome is None:
+            answering.step()
+        if isinstance(asking.outcome, Exception):
+            raise asking.outcome
+        return asking.outcome
 
-        def on_token(text: str) -> None:
-            nonlocal has_begun
-            if cancelled.is_set():
-                raise CancelledError
-            has_begun = True
-            if on_text is not None:
-                on_text(text)
-
-        def found_now() -> tuple[EngineAnswer, AskedSpan | None, StreamRecord]:
-            memory = self._memory(query.stream_id)
-            record = self.opened().record(query.stream_id)  # after the memory: gaps up to its end are in it
-            asked = asked_span(query, memory, record, serve)
-            found = self.engine.answer(
-                memory,
-                asked.question if asked else question,
-                span=asked.span if asked else None,
-                earlier=query.earlier,
-                max_new_tokens=max_new_tokens,
-                min_confidence=serve.min_confidence,
-                on_token=on_token,
-            )
-            return found, asked, record
-
-        try:
-            found, asked, record = found_now()
-        except SegmentGoneError:
-            if has_begun:
-                raise
-            found, asked, record = found_now()  # of what retention has left
-        start_s, end_s = asked.span if asked else (-math.inf, math.inf)
-        end_s = min(end_s, found.as_of_s)
-        gaps = [gap for gap in record.gaps if gap.start_s <= end_s and gap.end_s > start_s]
-        answer = Answer(
-            answer=found.text,
-            evidence=[
-                Evidence(
-                    segment=e.segment_no,
-                    start_s=e.start_s,
-                    end_s=e.end_s,
-                    weight=e.weight,
-                    **self.links(record, e.start_s, e.end_s)._asdict(),
-                )
-                for e in found.evidence
-            ],
-            confidence=found.confidence,
-            as_of_s=found.as_of_s,
-            timings_ms=found.timings_ms,
-            gaps=[Gap(start_s=g.start_s, end_s=g.end_s, reason=g.reason) for g in gaps[-MAX_GAPS:]],
-            span=_shown(asked),
-        )
-        return Reply(
-            answer=answer,
-            prompt_tokens=found.num_prompt_tokens,
-            completion_tokens=found.num_tokens,
-            finish="stop" if found.num_tokens < max_new_tokens else "length",
-        )
-
-    def links(self, record: StreamRecord, start_s: float, end_s: float) -> Links:
-        """Where the pictures of a span are found; nowhere for a live source."""
-        if origin_of(record) is not None:
-            return Links()
-        return links_of(record.name, start_s, end_s, self.config.serve.max_clip_s)
+    def past(self, stream_id: str) -> Past:
+        """What a query about the stream finds now."""
+        memory = self._memory(stream_id)
+        return Past(memory, self.opened().record(stream_id))  # after the memory: gaps up to its end are in it
 
     def committed(self, stream_id: str) -> StreamSnapshot:
         """What is durable of the stream; StoreError when that is nothing."""
@@ -183,18 +115,62 @@ class Answerer:
         return self._store
 
 
-def _shown(asked: AskedSpan | None) -> Span | None:
-    """JSON has no infinity."""
-    if asked is None:
-        return None
-    start_s, end_s = (side if math.isfinite(side) else None for side in asked.span)
-    return Span(start_s=start_s, end_s=end_s, words=asked.words)
+class Answering:
+    """Queries that are under way together. One thread's, as is the answerer."""
 
+    def __init__(self, answerer: Answerer) -> None:
+        self._answerer = answerer
+        self._together = Together(answerer.engine)
+        self._going: list[tuple[Asking, UnderWay]] = []
 
-def _check_earlier(turns: Sequence[Turn], max_chars: int) -> None:
-    """QuestionError when a conversation has grown too long."""
-    found = sum(len(turn.text) for turn in turns)
-    if found > max_chars:
-        raise QuestionError(
-            f"earlier turns: got {found} characters, allowed {max_chars} together; leave the oldest out"
-        )
+    @property
+    def num_going(self) -> int:
+        """Queries that have no outcome yet."""
+        return len(self._going)
+
+    def join(self, askings: Sequence[Asking]) -> None:
+        """Reads them together, up to their first words; those of one stream see it at one moment."""
+        gone = self._read(askings)
+        for asking in gone:  # segments went meanwhile: again, of what retention has left
+            asking.outcome = None
+        self._read(gone)
+
+    def step(self) -> None:
+        """The next word of each."""
+        for asking, one in self._going:
+            if asking.cancelled.is_set():
+                one.leave(CancelledError())
+        self._together.step()
+        self._settle()
+
+    def _read(self, askings: Sequence[Asking]) -> list[Asking]:
+        """Those that looked for a segment that was deleted."""
+        pasts: dict[str, Past] = {}
+        asked: list[tuple[Asking, Question]] = []
+        for asking in askings:
+            try:
+                asked.append(
+                    (asking, asking.question(self._past(asking, pasts), self._answerer.config.serve))
+                )
+            except Exception as exc:  # whatever is wrong with one, the others are to be answered
+                asking.outcome = exc
+        joined = self._together.join([question for _, question in asked]) if asked else []
+        self._going += zip((asking for asking, _ in asked), joined, strict=True)
+        self._settle()
+        return [asking for asking in askings if isinstance(asking.outcome, SegmentGoneError)]
+
+    def _past(self, asking: Asking, pasts: dict[str, Past]) -> Past:
+        stream_id = asking.checked(self._answerer.config.serve).stream_id
+        if stream_id not in pasts:
+            pasts[stream_id] = self._answerer.past(stream_id)
+        return pasts[stream_id]
+
+    def _settle(self) -> None:
+        """Those that have been answered have left."""
+        for asking, one in self._going:
+            try:
+                if one.outcome is not None:
+                    asking.settle(one.outcome)
+            except Exception as exc:  # as above
+                asking.outcome = exc
+        self._going = [(asking, one) for asking, one in self._going if one.outcome is None]

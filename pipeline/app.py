@@ -96,10 +96,10 @@ def api_options(config: ServeConfig, watch: WatchConfig) -> dict[str, Any]:
 
 
 def answer_options(config: ServeConfig) -> dict[str, Any]:
-    """One question is worked on, one waits beside it; the queue behind is bounded."""
+    """As many wait beside those that are answered together; the queue behind is bounded."""
     return {
         "num_replicas": config.replicas,
-        "max_ongoing_requests": 2,
+        "max_ongoing_requests": 2 * config.batch_questions,
         "max_queued_requests": config.max_queued,
         "health_check_period_s": 10,
         "health_check_timeout_s": 30,
@@ -146,14 +146,15 @@ class Answer:
     def __init__(self, config: PipelineConfig) -> None:
         from actors.latest import latest_segments
         from pipeline.answering import Answerer  # brings torch, which only this process needs
+        from pipeline.desk import Desk
         from pipeline.searching import Searcher
 
-        self._answerer = Answerer(config, latest_segments)
-        self._searcher = Searcher(self._answerer)
-        self._thread = ThreadPoolExecutor(1, "answer")
+        answerer = Answerer(config, latest_segments)
+        self._desk = Desk(answerer, config.serve.batch_questions)
+        self._searcher = Searcher(answerer)
 
     def check_health(self) -> None:
-        self._answerer.check_health()
+        self._desk.check_health()
 
     async def reply(self, query: Query) -> Reply:
         """See `Answerer.answer`. Ends early when the asker has gone."""
@@ -187,15 +188,13 @@ class Answer:
     def _begin(
         self, query: Query, cancelled: threading.Event, on_text: Callable[[str], None] | None = None
     ) -> asyncio.Future[Reply]:
-        loop = asyncio.get_running_loop()
-        return loop.run_in_executor(self._thread, self._answerer.answer, query, cancelled, on_text)
+        return asyncio.wrap_future(self._desk.ask(query, cancelled, on_text))
 
     async def search(self, query: SearchQuery) -> SearchReply:
         """See `Searcher.search`. Ends early when the asker has gone."""
         cancelled = threading.Event()
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._thread, self._searcher.search, query, cancelled)
+            return await asyncio.wrap_future(self._desk.call(self._searcher.search, query, cancelled))
         except asyncio.CancelledError:
             cancelled.set()
             raise

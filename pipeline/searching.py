@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pipeline.answering import Answerer
+from pipeline.asking import links_to
 from pipeline.dialogue import Reply, SearchQuery, SearchReply
 from pipeline.schemas import FoundMoment, FoundStream, SearchResult, SkippedStream
 from pipeline.spans import asked_span
 from streamkv import many
-from streamkv.engine import check_question
 from streamkv.errors import QuestionError, StoreError, UnknownStreamError
 from streamkv.excerpt import between
 from streamkv.memory import VideoMemory
+from streamkv.question import check_question
 from streamkv.store import StreamRecord
 
 MOMENTS = 3
@@ -78,6 +79,7 @@ class Searcher:
 
     def _told(self, found: many.FoundStream, record: StreamRecord, reply: Reply | None) -> FoundStream:
         """A stream that was found, and its own answer where that is asked for."""
+        max_clip_s = self._answerer.config.serve.max_clip_s
         return FoundStream(
             stream_id=record.name,
             score=found.score,
@@ -87,7 +89,7 @@ class Searcher:
                     start_s=s.start_s,
                     end_s=s.end_s,
                     score=score,
-                    **self._answerer.links(record, s.start_s, s.end_s)._asdict(),
+                    **links_to(record, s.start_s, s.end_s, max_clip_s)._asdict(),
                 )
                 for s, score in found.segments
             ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -68,12 +69,10 @@ def attention_scores(q_THd: Tensor, k_SGd: Tensor) -> Tensor:
     return scores * float(d**-0.5)
 
 
-def masked_softmax(scores_HTS: Tensor, visible_TS: Tensor | None) -> Tensor:
+def masked_softmax(scores_HTS: Tensor, visible_TS: Tensor) -> Tensor:
     """(H, T, S) float32 weights; rows sum to 1. Each query must see at least one key."""
     scores = scores_HTS.float()  # the softmax wants float32
-    if visible_TS is not None:
-        scores = scores.masked_fill(~visible_TS, float("-inf"))
-    return scores.softmax(dim=-1)
+    return scores.masked_fill(~visible_TS, float("-inf")).softmax(dim=-1)
 
 
 def mix_values(weights_HTS: Tensor, v_SGd: Tensor) -> Tensor:
@@ -84,16 +83,14 @@ def mix_values(weights_HTS: Tensor, v_SGd: Tensor) -> Tensor:
     return (weights @ v_SGd.permute(1, 0, 2)).view(H, T, d).transpose(0, 1)
 
 
-def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
-    """(T, S) bool: the queries are the last T of the S keys. None when nothing is hidden.
+@lru_cache(512)
+def _later(num_tokens: int, device: torch.device) -> Tensor:
+    """(T, T) bool: the keys j that come after query i, of the last T keys; all before them are visible.
 
     keys     |0 . . . . S-T . . . S|
-    query i sees key j   iff   j <= S - T + i
+    query i does not see key j   iff   j > S - T + i
     """
-    if num_queries == 1:
-        return None
-    rows = torch.arange(num_queries, device=device)[:, None] + (num_keys - num_queries)
-    return torch.arange(num_keys, device=device)[None, :] <= rows
+    return torch.ones((num_tokens, num_tokens), dtype=torch.bool, device=device).triu(diagonal=1)
 
 
 def attend(q_THd: Tensor, k_SGd: Tensor, v_SGd: Tensor) -> Tensor:
@@ -103,8 +100,10 @@ def attend(q_THd: Tensor, k_SGd: Tensor, v_SGd: Tensor) -> Tensor:
 
 def attend_with_weights(q_THd: Tensor, k_SGd: Tensor, v_SGd: Tensor) -> tuple[Tensor, Tensor]:
     """As `attend`, and the weights of the last query alone, (H, S) float32."""
-    visible = causal_mask(q_THd.shape[0], k_SGd.shape[0], q_THd.device)
-    weights_HTS = masked_softmax(attention_scores(q_THd, k_SGd), visible)
+    scores_HTS = attention_scores(q_THd, k_SGd).float()  # the softmax wants float32
+    if (T := q_THd.shape[0]) > 1:  # what is before the queries' own keys all of them see
+        scores_HTS[:, :, -T:].masked_fill_(_later(T, q_THd.device), float("-inf"))
+    weights_HTS = scores_HTS.softmax(dim=-1)
     return mix_values(weights_HTS, v_SGd), weights_HTS[:, -1]
 
 

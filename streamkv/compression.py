@@ -16,7 +16,8 @@ from streamkv.errors import ConfigError
 def block_scores(query: Tensor, mean_keys_bGd: Tensor, similarity: str = "dot") -> Tensor:
     """(b,) float32: a grouped query (G * d,) times mean keys (b, G * d), both before rotation; no scale.
 
-    For `cosine` the keys are brought to length 1; `grouped_query` has done its part.
+    Several queries as columns (G * d, Q) give (b, Q). For `cosine` the keys are brought to length 1;
+    `grouped_query` has done its part.
     """
     keys_bGd = mean_keys_bGd.float()
     if similarity == "cosine":

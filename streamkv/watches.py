@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 from streamkv.confidence import NOT_SHOWN
 from streamkv.config import MethodConfig
 from streamkv.errors import WatchError
-from streamkv.memory import InMemoryVideo, VideoMemory
+from streamkv.memory import InMemoryVideo
+from streamkv.question import Question
 from streamkv.types import Answer, Evidence, Geometry, SegmentKV
 
 SECRET_PREFIX = "whsec_"
@@ -90,7 +91,7 @@ class WatchEvent:
 class Asked(Protocol):
     """`streamkv.engine.Engine`, or what answers like it."""
 
-    def answer(self, memory: VideoMemory, question: str, *, max_new_tokens: int) -> Answer: ...
+    def answer_many(self, questions: Sequence[Question]) -> list[Answer | Exception]: ...
 
 
 def method_of_watches(method: MethodConfig) -> MethodConfig:
@@ -102,27 +103,25 @@ def method_of_watches(method: MethodConfig) -> MethodConfig:
     return replace(method, retrieve=retrieve, confidence=method.watch_confidence)
 
 
-def ask_all(
-    engine: Asked, memory: VideoMemory, questions: Sequence[str], max_new_tokens: int
-) -> list[Answer]:
-    """The answers to all questions about one memory, in their order."""
-    return [engine.answer(memory, question, max_new_tokens=max_new_tokens) for question in questions]
-
-
 def ask_segment(
     engine: Asked,
     geometry: Geometry,
     max_new_tokens: int,
     segment: SegmentKV,
     questions: Sequence[WatchQuestion],
-) -> tuple[WatchAnswer, ...]:
-    """What a segment that was just prefilled answers. `engine`: of `method_of_watches`."""
+) -> list[WatchAnswer | Exception]:
+    """What a segment that was just prefilled answers, all questions together. `engine`: of `method_of_watches`.
+
+    In their order; why there is no answer in place of those that failed.
+    """
     memory = InMemoryVideo(geometry, [segment])
-    answers = ask_all(engine, memory, [question.text for question in questions], max_new_tokens)
-    return tuple(
-        WatchAnswer(question.watch_id, answer.text, answer.confidence, answer.evidence)
-        for question, answer in zip(questions, answers, strict=True)
-    )
+    asked = [Question(memory, question.text, max_new_tokens=max_new_tokens) for question in questions]
+    return [
+        found
+        if isinstance(found, Exception)
+        else WatchAnswer(question.watch_id, found.text, found.confidence, found.evidence)
+        for question, found in zip(questions, engine.answer_many(asked), strict=True)
+    ]
 
 
 def shown(answer: WatchAnswer, min_confidence: float) -> str:

@@ -20,8 +20,8 @@ from pipeline.batch.plan import Plan, group, make_plan
 from pipeline.batch.question_log import QuestionLog, read_log
 from pipeline.model_identity import gpus, identify
 from streamkv.config import PipelineConfig
-from streamkv.engine import check_question
 from streamkv.errors import BatchError
+from streamkv.question import check_question
 
 CHUNK = 32
 """Questions about a video that are written down together: what a kill loses, for each worker."""

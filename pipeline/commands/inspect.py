@@ -116,9 +116,10 @@ def _settings(home: str, name: str, overrides: list[str]) -> PipelineConfig:
 
 def _inspect(config: PipelineConfig, stream_id: str, question: str, *, video: bool) -> Inspection:
     """Everything that is drawn, read-only; a model is loaded only for the video or a question."""
-    from streamkv.engine import Engine, check_question
+    from streamkv.engine import Engine
     from streamkv.inspection import Inspection, MissingFootage, view_question, view_segments
     from streamkv.models import load_model
+    from streamkv.question import check_question
     from streamkv.store import ModelIdentity, SegmentStore
     from streamkv.uris import redact_uri
 

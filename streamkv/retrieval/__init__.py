@@ -7,13 +7,22 @@ layers have looked, `allocate` gives each its count, `choose` takes that many.
 from streamkv.config import MethodConfig
 from streamkv.errors import ConfigError
 from streamkv.retrieval.agreement import Agreement
-from streamkv.retrieval.base import BlockChoice, Candidates, Query, Retriever
+from streamkv.retrieval.base import BlockChoice, Candidates, Looks, Query, Retriever
 from streamkv.retrieval.controls import Everything, Recent, Window
 from streamkv.retrieval.coverage import Coverage
 from streamkv.retrieval.topk import TopK
 from streamkv.types import Geometry
 
-__all__ = ["RETRIEVERS", "BlockChoice", "Candidates", "Query", "Retriever", "TopK", "make_retriever"]
+__all__ = [
+    "RETRIEVERS",
+    "BlockChoice",
+    "Candidates",
+    "Looks",
+    "Query",
+    "Retriever",
+    "TopK",
+    "make_retriever",
+]
 
 RETRIEVERS: dict[str, type[Retriever]] = {
     "topk": TopK,

@@ -10,7 +10,7 @@ import numpy as np
 from streamkv.config import MethodConfig
 from streamkv.errors import ConfigError
 from streamkv.memory import VideoMemory
-from streamkv.retrieval.base import Candidates, Query
+from streamkv.retrieval.base import Candidates, Looks, Query
 from streamkv.retrieval.topk import TopK
 from streamkv.types import Geometry
 
@@ -35,8 +35,16 @@ class Agreement(TopK):
     def reconsider(
         self, memory: VideoMemory, queries: Sequence[Query], candidates: Sequence[Candidates]
     ) -> Sequence[Candidates]:
-        agreed = np.array(self.agree(memory, queries, candidates), np.int64)
-        return [self.look_in(memory, layer, query, agreed) for layer, query in enumerate(queries)]
+        return Agreement.reconsider_each(self, memory, [Looks(queries, candidates)])[0]  # as in `TopK.look`
+
+    def reconsider_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[Sequence[Candidates]]:
+        """One table a layer, of what any of them agreed on."""
+        agreed = [np.array(self.agree(memory, *look), np.int64) for look in looks]
+        layers = [
+            self.look_in_each(memory, layer, queries, agreed)
+            for layer, queries in enumerate(zip(*(look.queries for look in looks), strict=True))
+        ]
+        return [list(each) for each in zip(*layers, strict=True)]
 
     def agree(
         self, memory: VideoMemory, queries: Sequence[Query], candidates: Sequence[Candidates]
@@ -79,30 +87,18 @@ def standing_out(candidates: Sequence[Candidates]) -> float:
 
 
 def _of_mean(candidates: Sequence[Candidates]) -> Scores:
-    layers = [(c.segment_nos, c.scores.double().numpy()[None]) for c in candidates if c.num_blocks]
-    return over_layers(layers, num_queries=1)
+    return over_layers([c.standing for c in candidates if c.num_blocks], num_queries=1)
 
 
 def over_layers(layers: Sequence[tuple[np.ndarray, np.ndarray]], num_queries: int) -> Scores:
-    """`layers`: of each, the candidate blocks' segments (B,) in ascending order and their scores (Q, B)."""
-    found = []
-    for segment_nos, scores_QB in layers:
-        nos, first = np.unique(segment_nos, return_index=True)
-        found.append((nos, zscores(np.maximum.reduceat(scores_QB, first, axis=1))))
-    every = np.unique(np.concatenate([np.empty(0, np.int64), *(nos for nos, _ in found)]))
+    """`layers`: of each, its segments (S,) in ascending order, and how far they stand out (Q, S)."""
+    every = np.unique(np.concatenate([np.empty(0, np.int64), *(nos for nos, _ in layers)]))
     total_QS, lowest_Q = np.zeros((num_queries, len(every))), np.zeros(num_queries)
-    for nos, z_QS in found:
+    for nos, z_QS in layers:
         low_Q = z_QS.min(axis=1)
         layer_QS = np.repeat(low_Q[:, None], len(every), axis=1)
         layer_QS[:, np.searchsorted(every, nos)] = z_QS
         total_QS += layer_QS
         lowest_Q += low_Q
-    count = max(1, len(found))
+    count = max(1, len(layers))
     return Scores(every, total_QS / count, lowest_Q / count)
-
-
-def zscores(scores: np.ndarray) -> np.ndarray:
-    """Along the last axis: mean 0 and deviation 1; all 0 where all are equal."""
-    spread = scores.std(axis=-1, keepdims=True)
-    z: np.ndarray = (scores - scores.mean(axis=-1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
-    return z

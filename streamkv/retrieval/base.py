@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -30,6 +32,11 @@ class Candidates:
     slots: np.ndarray  # (B,)
     scores: Tensor  # (B,) float32, on the CPU
 
+    @cached_property
+    def standing(self) -> tuple[np.ndarray, np.ndarray]:
+        """Its segments (S,), and how far the best block of each stands out (1, S); of at least one block."""
+        return stand_out(self.segment_nos, self.scores.double().numpy()[None])
+
     @property
     def num_blocks(self) -> int:
         return len(self.slots)
@@ -37,6 +44,20 @@ class Candidates:
     def take(self, rows: Sequence[int]) -> BlockChoice:
         index = np.array(rows, np.int64)
         return BlockChoice(self.segment_nos[index], self.slots[index])
+
+
+def stand_out(segment_nos: np.ndarray, scores_QB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Segments of blocks that are in their order: their numbers (S,), z-scores of their best blocks (Q, S)."""
+    first = np.flatnonzero(np.concatenate(([True], segment_nos[1:] != segment_nos[:-1])))
+    return segment_nos[first], zscores(np.maximum.reduceat(scores_QB, first, axis=1))
+
+
+def zscores(scores: np.ndarray) -> np.ndarray:
+    """Along the last axis: mean 0 and deviation 1; all 0 where all are equal."""
+    centred = scores - scores.mean(axis=-1, keepdims=True)
+    spread = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True))
+    z: np.ndarray = centred / np.where(spread > 0, spread, 1.0)
+    return z
 
 
 @dataclass(frozen=True)
@@ -54,11 +75,28 @@ class BlockChoice:
         return np.array_equal(self.segment_nos, other.segment_nos) and np.array_equal(self.slots, other.slots)
 
 
+class Looks(NamedTuple):
+    """What all layers asked for one question, and found."""
+
+    queries: Sequence[Query]
+    candidates: Sequence[Candidates]
+
+
 class Retriever(ABC):
-    """Which blocks a layer reads."""
+    """Which blocks a layer reads.
+
+    A policy says it for one question. It may do so for several of one memory in one pass, where that is faster, and
+    must say the same then (but for the last bits of scores).
+    """
 
     is_adaptive = False
     """Whether choices wait for what all layers found, so that the question runs twice."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for one in ("look", "reconsider"):  # a policy that says another thing of one says it of several too
+            if one in vars(cls) and f"{one}_each" not in vars(cls):
+                setattr(cls, f"{one}_each", getattr(Retriever, f"{one}_each"))
 
     def __init__(self, method: MethodConfig, geometry: Geometry) -> None:
         self.method = method
@@ -67,6 +105,10 @@ class Retriever(ABC):
     @abstractmethod
     def look(self, memory: VideoMemory, layer: int, query: Query) -> Candidates:
         """What the layer can choose from."""
+
+    def look_each(self, memory: VideoMemory, layer: int, queries: Sequence[Query]) -> list[Candidates]:
+        """What `look` says for each of several questions."""
+        return [self.look(memory, layer, query) for query in queries]
 
     def choose(self, candidates: Candidates, count: int | None = None) -> BlockChoice:
         """`count` of them, or as many as the policy takes by itself: all, unless it says otherwise."""
@@ -77,6 +119,10 @@ class Retriever(ABC):
     ) -> Sequence[Candidates]:
         """Once all layers have looked: what each can choose from after all; as before, unless the policy says."""
         return candidates
+
+    def reconsider_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[Sequence[Candidates]]:
+        """What `reconsider` says for each of several questions."""
+        return [self.reconsider(memory, *look) for look in looks]
 
     def allocate(self, candidates: Sequence[Candidates]) -> list[int]:
         """Each layer's count, from the scores of all layers."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from streamkv.memory import VideoMemory
 from streamkv.retrieval.agreement import Agreement, Scores, over_layers
-from streamkv.retrieval.base import Candidates, Query
+from streamkv.retrieval.base import Candidates, Query, stand_out
 
 TOKEN_CANDIDATES = 8
 """All queries together may bring this many times `candidate_segments` into a layer, or one segment each."""
@@ -49,7 +49,7 @@ class Coverage(Agreement):
             queries_QD = torch.cat([query.mean[None], query.tokens]).float().cpu()
             table = memory.table(layer, self._found_by_any(memory, layer, queries_QD))
             scores_QB = queries_QD @ table.mean_keys.float().T
-            layers.append((table.segment_nos, scores_QB.double().numpy()))
+            layers.append(stand_out(table.segment_nos, scores_QB.double().numpy()))
         return over_layers(layers, num_queries=1 + len(queries[0].tokens))
 
     def _found_by_any(self, memory: VideoMemory, layer: int, queries_QD: Tensor) -> np.ndarray | None:

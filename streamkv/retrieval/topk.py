@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from streamkv.budget import allocate, bounds_around, budget_policy, top_in_time_order
 from streamkv.compression import block_scores
@@ -26,21 +28,36 @@ class TopK(Retriever):
 
     def look(self, memory: VideoMemory, layer: int, query: Query) -> Candidates:
         """The blocks of the segments that the layer's index finds; all blocks if `candidate_segments` is 0."""
+        return TopK.look_each(self, memory, layer, [query])[0]  # a policy's own may come back to here
+
+    def look_each(self, memory: VideoMemory, layer: int, queries: Sequence[Query]) -> list[Candidates]:
+        """One search, and one table of what any of them found."""
         if not self.config.candidate_segments:
-            return self._scored(memory.table(layer), query)
-        return self.look_in(memory, layer, query, self._found(memory, layer, query))
+            table = memory.table(layer)
+            return [_candidates(table, scores) for scores in self._scores_each(table, queries)]
+        means_QD = torch.stack([query.mean.float().cpu() for query in queries])
+        found = memory.search_each(layer, means_QD, self.config.candidate_segments)
+        return self.look_in_each(memory, layer, queries, [ranked.segment_nos for ranked in found])
 
-    def look_in(self, memory: VideoMemory, layer: int, query: Query, segment_nos: np.ndarray) -> Candidates:
-        """The blocks of these segments and of those that hold the latest blocks."""
-        recent = last_blocks(memory, layer, self._num_recent).segment_nos
-        return self._scored(memory.table(layer, np.union1d(segment_nos, recent)), query)
+    def look_in_each(
+        self, memory: VideoMemory, layer: int, queries: Sequence[Query], segment_nos: Sequence[np.ndarray]
+    ) -> list[Candidates]:
+        """For each query: the blocks of its segments and of those that hold the latest blocks."""
+        recent = last_blocks(memory, layer, self._num_recent).segment_nos if self._num_recent else _NONE
+        each = [np.unique(np.concatenate((nos, recent))) for nos in segment_nos]
+        if len(each) == 1:
+            table = memory.table(layer, each[0])
+            return [_candidates(table, scores) for scores in self._scores_each(table, queries)]
+        table = memory.table(layer, np.unique(np.concatenate(each)))
+        return [
+            _candidates(table, scores, _rows_of(table, nos))
+            for scores, nos in zip(self._scores_each(table, queries), each, strict=True)
+        ]
 
-    def _found(self, memory: VideoMemory, layer: int, query: Query) -> np.ndarray:
-        return memory.search(layer, query.mean.float().cpu(), self.config.candidate_segments)
-
-    def _scored(self, table: BlockTable, query: Query) -> Candidates:
-        scores = block_scores(query.mean.float().cpu(), table.mean_keys, self.config.similarity)
-        return Candidates(table.segment_nos, table.slots, scores)
+    def _scores_each(self, table: BlockTable, queries: Sequence[Query]) -> list[Tensor]:
+        """(B,) for each query."""
+        means_DQ = torch.stack([query.mean.float().cpu() for query in queries], dim=1)
+        return list(block_scores(means_DQ, table.mean_keys, self.config.similarity).T.contiguous())
 
     def choose(self, candidates: Candidates, count: int | None = None) -> BlockChoice:
         count = min(self.config.blocks_per_layer if count is None else count, candidates.num_blocks)
@@ -53,3 +70,20 @@ class TopK(Retriever):
         K = self.config.blocks_per_layer
         bounds = bounds_around(K, self.config.budget.tau, at_least=self._num_recent)
         return allocate([c.scores for c in candidates], len(candidates) * K, bounds, self.config.budget)
+
+
+_NONE = np.empty(0, np.int64)
+
+
+def _candidates(table: BlockTable, scores_B: Tensor, rows: np.ndarray | None = None) -> Candidates:
+    if rows is None:
+        return Candidates(table.segment_nos, table.slots, scores_B)
+    return Candidates(table.segment_nos[rows], table.slots[rows], scores_B[torch.from_numpy(rows)])
+
+
+def _rows_of(table: BlockTable, segment_nos: np.ndarray) -> np.ndarray:
+    """The rows of these segments, which are in the table, by ascending number."""
+    at = np.searchsorted(segment_nos, table.segment_nos)
+    at[at == len(segment_nos)] = 0
+    rows: np.ndarray = np.flatnonzero(segment_nos[at] == table.segment_nos)
+    return rows

@@ -132,7 +132,7 @@ def test_watches_are_asked_of_each_segment_and_change_while_a_stream_is_open(
 
     prefill.set_commit(commit)
     epoch = store.begin_writing("s")
-    prefill.open_stream("s", epoch, 0, "", [WatchQuestion("a", "every 1")])
+    prefill.open_stream("s", epoch, 0, watches=[WatchQuestion("a", "every 1")])
     prefill.ingest(message(0, epoch))
     prefill.set_watches("s", [WatchQuestion("a", "every 1"), WatchQuestion("b", "every 2")])
     prefill.ingest(message(1, epoch))
@@ -150,7 +150,7 @@ def test_watches_are_asked_of_each_segment_and_change_while_a_stream_is_open(
 
 def test_watches_that_cannot_be_asked_do_not_end_their_stream(prefill: Prefill, store: SegmentStore) -> None:
     epoch = store.begin_writing("s")
-    prefill.open_stream("s", epoch, 0, "", [WatchQuestion("a", "every none")])
+    prefill.open_stream("s", epoch, 0, watches=[WatchQuestion("a", "every none")])
     assert prefill.ingest(message(0, epoch))
     assert prefill.status().totals["watch_errors"] == 1
     assert store.stream("s").next_segment_no == 1

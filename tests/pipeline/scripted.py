@@ -92,7 +92,10 @@ class Front:
 
 def main(folder: Path, timeout_s: str) -> None:
     port = usable_port("127.0.0.1", 0)
-    settings = ["serve.replicas=2", "serve.max_queued=1", f"serve.timeout_s={timeout_s}", "serve.cpus=0.1"]
+    settings = [
+        *("serve.replicas=2", "serve.batch_questions=1", "serve.max_queued=1", "serve.cpus=0.1"),
+        f"serve.timeout_s={timeout_s}",
+    ]
     config = load_config(None, settings)
     os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # its own 5 s is little on a busy machine
     with local_ray(config, make_temp()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from streamkv.config import MethodConfig, ModelConfig, PipelineConfig, Retention
 from streamkv.engine import Engine
 from streamkv.errors import StoreError
 from streamkv.models import load_model
+from streamkv.question import Question
 from streamkv.store import ModelIdentity, SegmentStore, write_segment
 
 QUESTION = Query("cam", "what is the colour of the bus")
@@ -60,15 +61,15 @@ def test_answer_says_from_when_on_footage_was_deleted(config: PipelineConfig, st
 def test_question_is_answered_from_what_is_left_when_segments_go_meanwhile(
     config: PipelineConfig, store: SegmentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = Engine.answer, []
+    real, seen = Engine.read_each, []
 
-    def answer(engine: Engine, memory: Any, *args: Any, **options: Any) -> Any:
-        seen.append([segment.segment_no for segment in memory.segments])
+    def read_each(engine: Engine, questions: Sequence[Question], *args: Any) -> Any:
+        seen.extend([segment.segment_no for segment in q.memory.segments] for q in questions)
         if len(seen) == 1:
             keep(store, 2)
-        return real(engine, memory, *args, **options)
+        return real(engine, questions, *args)
 
-    monkeypatch.setattr(Engine, "answer", answer)
+    monkeypatch.setattr(Engine, "read_each", read_each)
     found = Answerer(config).answer(QUESTION, threading.Event()).answer
     assert seen == [[0, 1, 2, 3, 4, 5], [4, 5]]
     assert {evidence.segment for evidence in found.evidence} <= {4, 5}

@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,23 @@ class SlowAnswerer:
             self.ended.set()
 
 
+class SlowDesk:
+    """In place of the one that has a model."""
+
+    def __init__(self, answerer: SlowAnswerer) -> None:
+        self._answerer, self._thread = answerer, ThreadPoolExecutor(1)
+
+    def ask(self, *asked: Any) -> Future[Reply]:
+        return self._thread.submit(self._answerer.answer, *asked)
+
+
 def replica_of(answerer: SlowAnswerer) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray Serve uses what pydantic deprecates
         from pipeline import app
 
     replica = object.__new__(app.Answer.func_or_class)
-    replica._answerer, replica._thread = answerer, ThreadPoolExecutor(1)
+    replica._desk = SlowDesk(answerer)
     return replica
 
 

@@ -23,10 +23,12 @@ from streamkv.config import (
     load_config,
     preset_names,
 )
-from streamkv.engine import Engine, check_question, find_evidence
+from streamkv.engine import Engine
 from streamkv.errors import ConfigError, ForeignStoreError, QuestionError, StoreError
 from streamkv.memory import InMemoryVideo
 from streamkv.models import VideoLLM, load_model
+from streamkv.question import check_question
+from streamkv.reading import find_evidence
 from streamkv.retrieval import Query
 from streamkv.segmentation import Segmenter
 from streamkv.types import Geometry, LayerBlocks

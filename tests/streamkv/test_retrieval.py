@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,8 @@ from tiny import random_segment_kv
 
 from streamkv.config import BudgetConfig, MethodConfig, RetrieveConfig
 from streamkv.errors import ConfigError
-from streamkv.memory import InMemoryVideo, last_blocks
-from streamkv.retrieval import BlockChoice, Candidates, Query, Retriever, make_retriever
+from streamkv.memory import InMemoryVideo, VideoMemory, last_blocks
+from streamkv.retrieval import BlockChoice, Candidates, Looks, Query, Retriever, TopK, make_retriever
 from streamkv.retrieval.agreement import Agreement, agreed_segments
 from streamkv.types import Geometry
 
@@ -289,3 +291,55 @@ def test_segments_far_below_the_best_are_left_out() -> None:
     assert agreed_segments([layer], 4, share=0.5) == [0, 1]
     assert agreed_segments([layer], 4, share=0.3) == [0, 1, 2]
     assert agreed_segments([layer], 4, share=1.0) == [0]
+
+
+@pytest.mark.parametrize("policy", ["topk", "agree", "cover", "recent", "window", "everything"])
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize(("candidates", "recent"), [(0, 1), (3, 0), (3, 2)])
+def test_several_questions_find_what_each_finds(
+    policy: str, similarity: str, candidates: int, recent: int
+) -> None:
+    retriever = retriever_of(
+        n_local=20,
+        policy=policy,
+        similarity=similarity,
+        candidate_segments=candidates,
+        recent_blocks=max(recent, policy == "recent"),
+        agree_segments=2,
+        blocks_per_layer=4,
+    )
+    memory, generator = memory_of(9, first_no=3), torch.Generator().manual_seed(1)
+
+    def query() -> Query:
+        tokens = torch.randn(4, GEOMETRY.summary_dim, generator=generator)
+        return Query(tokens.mean(0), tokens)
+
+    asked = [[query() for _ in range(GEOMETRY.num_layers)] for _ in range(5)]
+    layers = [
+        retriever.look_each(memory, layer, [queries[layer] for queries in asked])
+        for layer in range(GEOMETRY.num_layers)
+    ]
+    looks = [Looks(queries, found) for queries, found in zip(asked, zip(*layers, strict=True), strict=True)]
+    again = retriever.reconsider_each(memory, looks)
+    for queries, look, reconsidered in zip(asked, looks, again, strict=True):
+        alone = [retriever.look(memory, layer, q) for layer, q in enumerate(queries)]
+        check_same(look.candidates, alone)
+        check_same(reconsidered, retriever.reconsider(memory, queries, alone))
+
+
+def check_same(got: Sequence[Candidates], expected: Sequence[Candidates]) -> None:
+    for ours, theirs in zip(got, expected, strict=True):
+        assert pairs(ours) == pairs(theirs)
+        torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-5, rtol=1e-5)
+
+
+def test_a_policy_that_looks_otherwise_does_so_for_several() -> None:
+    class Last(TopK):
+        def look(self, memory: VideoMemory, layer: int, query: Query) -> Candidates:
+            found = super().look(memory, layer, query)
+            return Candidates(found.segment_nos[-1:], found.slots[-1:], found.scores[-1:])
+
+    last = Last(MethodConfig(), GEOMETRY)
+    (found,) = last.look_each(memory_of(3), LAYER, [QUERY])
+    assert pairs(found) == [(2, 2)]
+    assert TopK.look_each is not Retriever.look_each, "and its base goes on in one pass"

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.batch.question_log import FORMATS, LogRow, QuestionLog, read_log
-from streamkv.engine import check_question
 from streamkv.errors import BatchError
+from streamkv.question import check_question
 
 check = partial(check_question, max_chars=100)
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20).filter(
