@@ -39,18 +39,17 @@ class Agreement(TopK):
 
     def reconsider_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[Sequence[Candidates]]:
         """One table a layer, of what any of them agreed on."""
-        agreed = [np.array(self.agree(memory, *look), np.int64) for look in looks]
+        agreed = [np.array(segment_nos, np.int64) for segment_nos in self.agree_each(memory, looks)]
         layers = [
             self.look_in_each(memory, layer, queries, agreed)
             for layer, queries in enumerate(zip(*(look.queries for look in looks), strict=True))
         ]
         return [list(each) for each in zip(*layers, strict=True)]
 
-    def agree(
-        self, memory: VideoMemory, queries: Sequence[Query], candidates: Sequence[Candidates]
-    ) -> list[int]:
-        """The segments that all layers read, the surest first."""
-        return agreed_segments(candidates, self.config.agree_segments, self.config.agree_share)
+    def agree_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[list[int]]:
+        """For each question the segments that all layers read, the surest first."""
+        count, share = self.config.agree_segments, self.config.agree_share
+        return [agreed_segments(look.candidates, count, share) for look in looks]
 
 
 class Scores(NamedTuple):

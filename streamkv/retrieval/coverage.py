@@ -14,7 +14,8 @@ from torch import Tensor
 
 from streamkv.memory import VideoMemory
 from streamkv.retrieval.agreement import Agreement, Scores, over_layers
-from streamkv.retrieval.base import Candidates, Query, stand_out
+from streamkv.retrieval.base import Looks, Query, stand_out
+from streamkv.retrieval.topk import rows_of
 
 TOKEN_CANDIDATES = 8
 """All queries together may bring this many times `candidate_segments` into a layer, or one segment each."""
@@ -28,37 +29,66 @@ class Coverage(Agreement):
     of what some token's best one does. Either way at most `agree_segments`.
     """
 
-    def agree(
-        self, memory: VideoMemory, queries: Sequence[Query], candidates: Sequence[Candidates]
-    ) -> list[int]:
-        best = super().agree(memory, queries, candidates)
-        if len(best) == 1:  # nothing comes near it
-            return best
-        segment_nos, z_QS, _ = self._scores(memory, queries)
-        mean_S, tokens_TS = z_QS[0], z_QS[1:]
+    def agree_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[list[int]]:
+        best = super().agree_each(memory, looks)
+        unsure = [
+            i for i, segment_nos in enumerate(best) if len(segment_nos) > 1
+        ]  # else nothing comes near it
+        if unsure:
+            found = self._scores_of_tokens(memory, [looks[i].queries for i in unsure])
+            for i, scores in zip(unsure, found, strict=True):
+                best[i] = self._covering(scores) or best[i]
+        return best
+
+    def _covering(self, scores: Scores) -> list[int]:
+        """Segments that cover the tokens of a question; none if it is about one moment."""
+        mean_S, tokens_TS = scores.z_QS[0], scores.z_QS[1:]
         if mean_S.max() >= self.config.cover_share * tokens_TS.max():
-            return best
+            return []
         gains_TS = np.maximum(tokens_TS - self.config.cover_above, 0.0)
         columns = cover(gains_TS, self.config.agree_segments, self.config.cover_gain)
-        return segment_nos[columns].tolist() or best
+        found: list[int] = scores.segment_nos[columns].tolist()
+        return found
 
-    def _scores(self, memory: VideoMemory, queries: Sequence[Query]) -> Scores:
-        """For the mean query, then for each token, of what any of them finds."""
-        layers = []
-        for layer, query in enumerate(queries):
-            queries_QD = torch.cat([query.mean[None], query.tokens]).float().cpu()
-            table = memory.table(layer, self._found_by_any(memory, layer, queries_QD))
-            scores_QB = queries_QD @ table.mean_keys.float().T
-            layers.append(stand_out(table.segment_nos, scores_QB.double().numpy()))
-        return over_layers(layers, num_queries=1 + len(queries[0].tokens))
+    def _scores_of_tokens(self, memory: VideoMemory, asked: Sequence[Sequence[Query]]) -> list[Scores]:
+        """Of each question: for its mean query, then for each token, of what any of them finds."""
+        layers = [
+            self._stand_out(memory, layer, queries) for layer, queries in enumerate(zip(*asked, strict=True))
+        ]
+        return [
+            over_layers(found, num_queries=1 + len(queries[0].tokens))
+            for queries, found in zip(asked, zip(*layers, strict=True), strict=True)
+        ]
 
-    def _found_by_any(self, memory: VideoMemory, layer: int, queries_QD: Tensor) -> np.ndarray | None:
+    def _stand_out(
+        self, memory: VideoMemory, layer: int, queries: Sequence[Query]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each question: segments, and how far they stand out for each of its queries."""
+        each_QD = [torch.cat([query.mean[None], query.tokens]).float().cpu() for query in queries]
+        packed_QD = torch.cat(each_QD)
+        lengths = [len(queries_QD) for queries_QD in each_QD]
+        named = self._found_by_any(memory, layer, packed_QD, lengths)
+        table = memory.table(layer, None if named is None else np.unique(np.concatenate(named)))
+        scores_QB = (packed_QD @ table.mean_keys.float().T).double().numpy()
+        parts = np.split(scores_QB, np.cumsum(lengths)[:-1])
+        if named is None:
+            return [stand_out(table.segment_nos, part) for part in parts]
+        rows = [rows_of(table, segment_nos) for segment_nos in named]
+        return [stand_out(table.segment_nos[r], part[:, r]) for r, part in zip(rows, parts, strict=True)]
+
+    def _found_by_any(
+        self, memory: VideoMemory, layer: int, packed_QD: Tensor, lengths: Sequence[int]
+    ) -> list[np.ndarray] | None:
+        """For each question, what any of its queries finds; None: all."""
         wanted = self.config.candidate_segments
         if not wanted:
             return None
-        each = max(1, TOKEN_CANDIDATES * wanted // len(queries_QD))
-        found = memory.search_each(layer, queries_QD, min(wanted, each))
-        return np.unique(np.concatenate([ranked.segment_nos for ranked in found]))
+        counts = [min(wanted, max(1, TOKEN_CANDIDATES * wanted // length)) for length in lengths]
+        ranked = iter(memory.search_each(layer, packed_QD, max(counts)))
+        return [
+            np.unique(np.concatenate([next(ranked).segment_nos[:count] for _ in range(length)]))
+            for count, length in zip(counts, lengths, strict=True)
+        ]
 
 
 def cover(gains_TS: np.ndarray, count: int, least: float) -> list[int]:

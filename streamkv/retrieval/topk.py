@@ -50,7 +50,7 @@ class TopK(Retriever):
             return [_candidates(table, scores) for scores in self._scores_each(table, queries)]
         table = memory.table(layer, np.unique(np.concatenate(each)))
         return [
-            _candidates(table, scores, _rows_of(table, nos))
+            _candidates(table, scores, rows_of(table, nos))
             for scores, nos in zip(self._scores_each(table, queries), each, strict=True)
         ]
 
@@ -81,7 +81,7 @@ def _candidates(table: BlockTable, scores_B: Tensor, rows: np.ndarray | None = N
     return Candidates(table.segment_nos[rows], table.slots[rows], scores_B[torch.from_numpy(rows)])
 
 
-def _rows_of(table: BlockTable, segment_nos: np.ndarray) -> np.ndarray:
+def rows_of(table: BlockTable, segment_nos: np.ndarray) -> np.ndarray:
     """The rows of these segments, which are in the table, by ascending number."""
     at = np.searchsorted(segment_nos, table.segment_nos)
     at[at == len(segment_nos)] = 0

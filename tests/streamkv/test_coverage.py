@@ -15,7 +15,7 @@ from torch import Tensor
 
 from streamkv.config import MethodConfig, RetrieveConfig
 from streamkv.memory import InMemoryVideo
-from streamkv.retrieval import Query, make_retriever
+from streamkv.retrieval import Looks, Query, make_retriever
 from streamkv.retrieval.agreement import Agreement
 from streamkv.retrieval.coverage import cover
 from streamkv.types import Geometry, SegmentKV
@@ -80,7 +80,7 @@ def agreed(memory: InMemoryVideo, tokens: Tensor, **retrieve: object) -> list[in
     assert isinstance(retriever, Agreement)
     queries = [Query(tokens.mean(dim=0), tokens)] * GEOMETRY.num_layers
     looks = [retriever.look(memory, layer, query) for layer, query in enumerate(queries)]
-    return retriever.agree(memory, queries, looks)
+    return retriever.agree_each(memory, [Looks(queries, looks)])[0]
 
 
 BOTH = torch.stack([SIGNS[0] - SIGNS[2], SIGNS[0], SIGNS[1], SIGNS[1] - SIGNS[2]])

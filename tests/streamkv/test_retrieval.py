@@ -268,7 +268,7 @@ def test_agreeing_layers_read_the_agreed_segments_and_the_latest_blocks() -> Non
     looks = [retriever.look(memory, layer, QUERY) for layer in range(GEOMETRY.num_layers)]
     assert isinstance(retriever, Agreement)
     queries = [QUERY] * GEOMETRY.num_layers
-    agreed = retriever.agree(memory, queries, looks)
+    agreed = retriever.agree_each(memory, [Looks(queries, looks)])[0]
     assert agreed == agreed_segments(looks, 2)
     again = retriever.reconsider(memory, queries, looks)
     for candidates, count in zip(again, retriever.allocate(again), strict=True):
