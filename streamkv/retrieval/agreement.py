@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from streamkv.config import MethodConfig
-from streamkv.errors import ConfigError
 from streamkv.memory import VideoMemory
 from streamkv.retrieval.base import Candidates, Looks, Query
 from streamkv.retrieval.topk import TopK
@@ -27,9 +26,6 @@ class Agreement(TopK):
 
     def __init__(self, method: MethodConfig, geometry: Geometry) -> None:
         super().__init__(method, geometry)
-        if self.config.agree_segments < 1:
-            policy = self.config.policy
-            raise ConfigError(f"retrieve.agree_segments: got 0, policy `{policy}` needs at least 1")
         self.is_adaptive = True
 
     def reconsider(

@@ -279,12 +279,6 @@ def test_agreeing_layers_read_the_agreed_segments_and_the_latest_blocks() -> Non
     assert retriever.is_adaptive
 
 
-@pytest.mark.parametrize("policy", ["agree", "cover"])
-def test_agreeing_on_nothing_is_refused(policy: str) -> None:
-    with pytest.raises(ConfigError, match=f"agree_segments: got 0, policy `{policy}`"):
-        retriever_of(policy=policy, agree_segments=0)
-
-
 def test_segments_far_below_the_best_are_left_out() -> None:
     layer = candidates_of((0, 10.0), (1, 9.0), (2, 4.0), (3, 0.0))
     assert agreed_segments([layer], 4) == [0, 1, 2, 3]
