@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from actors.views import GapView, LiveView
+from streamkv.store import StreamRecord
 from streamkv.types import Segment
 
 # ---------------------------------------------------------------- to DecodeEncode
@@ -104,6 +105,14 @@ class FeedStatus:
     queued: int  # decoded frames that wait for the tower
     in_flight: int  # segments shipped and not yet durable
     live: LiveView | None = None
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A stream's new writer and where it goes on, or why it does not."""
+
+    record: StreamRecord | None = None  # with the writer's epoch
+    why_not: str = ""
 
 
 @dataclass(frozen=True)
