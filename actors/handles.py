@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from actors.messages import SegmentMessage, StreamSpec, WorkerStatus
+from actors.messages import Beginning, SegmentMessage, StreamSpec, WorkerStatus
 from actors.remote import as_future, wait_for
 from actors.spawn import CONTROL
 from actors.views import GapView
@@ -158,13 +158,9 @@ class StoreHandle:
     def set_state(self, stream_id: str, state: StreamState, detail: str) -> None:
         self._again(self.actor.set_state, stream_id, state, detail)
 
-    def room(self, stream_id: str) -> str:
-        why_not: str = self._again(self.actor.room, stream_id)
-        return why_not
-
-    def begin_writing(self, stream_id: str) -> int:
-        epoch: int = self._again(self.actor.begin_writing, stream_id)
-        return epoch
+    def begin_session(self, stream_id: str) -> Beginning:
+        beginning: Beginning = self._again(self.actor.begin_session, stream_id)
+        return beginning
 
     def commit(self, place: SegmentPlace, answers: Sequence[WatchAnswer]) -> bool:
         is_new: bool = self._again(self.actor.commit, place, answers)

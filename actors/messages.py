@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from actors.views import GapView, LiveView
+from streamkv.store import StreamRecord
 from streamkv.types import Segment
+from streamkv.watches import WatchQuestion
 
 # ---------------------------------------------------------------- to DecodeEncode
 
@@ -104,6 +106,15 @@ class FeedStatus:
     queued: int  # decoded frames that wait for the tower
     in_flight: int  # segments shipped and not yet durable
     live: LiveView | None = None
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A stream's new writer and where it goes on, or why it does not."""
+
+    record: StreamRecord | None = None  # with the writer's epoch
+    watches: tuple[WatchQuestion, ...] = ()  # of the stream
+    why_not: str = ""
 
 
 @dataclass(frozen=True)

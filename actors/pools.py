@@ -117,11 +117,7 @@ class Pool(Generic[W]):
         for spot in [spot for spot in self.spots if spot.is_leaving and spot not in in_use]:
             log.info("worker %s ends: its pool has shrunk", spot.name)
             self.spots = [other for other in self.spots if other is not spot]
-            with suppress(WorkerLostError):
-                if spot.status is not None:
-                    spot.worker.shutdown()
-            with suppress(WorkerLostError):
-                spot.worker.dismiss()
+            threading.Thread(target=_end, args=(spot,), name=f"end-{spot.name}", daemon=True).start()
 
     def hear(self) -> None:
         """Asks every worker how it is, all at once."""
@@ -171,6 +167,9 @@ class Pool(Generic[W]):
             status: WorkerStatus | None = spot.worker.status()
         except WorkerLostError:
             status = None
+        except Exception as exc:
+            log.warning("worker %s does not say how it is: %s", spot.name, describe(exc))
+            status = None
         if status is not None and status.failure:
             log.warning("worker %s is replaced: %s", spot.name, status.failure)
             spot.worker.kill()
@@ -204,3 +203,11 @@ class Pool(Generic[W]):
                 started.set_exception(exc)
 
         threading.Thread(target=start, name=f"start-{spot.name}", daemon=True).start()
+
+
+def _end(spot: Spot[W]) -> None:
+    with suppress(WorkerLostError):
+        if spot.status is not None:
+            spot.worker.shutdown()
+    with suppress(WorkerLostError):
+        spot.worker.dismiss()

@@ -130,21 +130,23 @@ class Sessions:
     def _begin(self, charge: Charge, decoding: Decoding, prefilling: Prefilling) -> None:
         store = self._opened
         try:
-            if charge.is_taken(store.record(charge.stream_id).epoch):
+            if charge.last_epoch and charge.is_taken(store.record(charge.stream_id).epoch):
                 log.warning("stream %s: another supervisor has taken it over", charge.stream_id)
                 self._let_go(charge)
                 return
-            if why := store.room(charge.stream_id):
-                self._pause(charge, why)
-                return
+            last_epoch = charge.last_epoch
             charge.last_epoch = 0  # should the call fail, nobody knows whether it took one
-            epoch = charge.last_epoch = store.begin_writing(charge.stream_id)
-            info = store.record(charge.stream_id)  # after the epoch: nobody else commits from here on
+            beginning = store.begin_session(charge.stream_id)
+            info = beginning.record
+            if info is None:
+                charge.last_epoch = last_epoch
+                self._pause(charge, beginning.why_not)
+                return
+            epoch = charge.last_epoch = info.epoch
             guidance = str(info.config.get("guidance", ""))
             keep_ratio = float(info.config.get("keep_ratio", 0.0))
-            watches = questions_of(store.watches_of(info.stream_id))
             prefilling.worker.open_stream(
-                info.stream_id, epoch, info.next_segment_no, guidance, keep_ratio, watches
+                info.stream_id, epoch, info.next_segment_no, guidance, keep_ratio, beginning.watches
             )
             spec = StreamSpec(
                 info.stream_id,
@@ -156,8 +158,6 @@ class Sessions:
                 origin_s=info.created_at,
             )
             decoding.worker.add_stream(spec, self._workers.sink(prefilling.worker, store))
-            if (info.state, info.detail) != ("ingesting", ""):
-                store.set_state(info.stream_id, "ingesting", "")
         except UnknownStreamError:  # removed behind our back
             self._let_go(charge)
         except StoreFullError as exc:  # of the catalog

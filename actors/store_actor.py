@@ -6,7 +6,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from actors.messages import Beginning
 from actors.rounds import Rounds
+from actors.standing import questions_of
 from actors.timing import StageClock
 from actors.upkeep import Upkeep
 from actors.webhooks import WebhookSender
@@ -82,12 +84,20 @@ class StoreActor:
     def add_gap(self, stream_id: str, start_s: float, end_s: float, reason: str) -> None:
         self._store().add_gap(stream_id, start_s, end_s, reason)
 
-    def room(self, stream_id: str) -> str:
-        """Why the stream's next segment would find no room, after what the policy deletes for it; empty: it would."""
-        return self._store().room(stream_id)
+    def begin_session(self, stream_id: str) -> Beginning:
+        """Gives the stream a new writer, and says who and from where on; it is `ingesting` then.
 
-    def begin_writing(self, stream_id: str) -> int:
-        return self._store().begin_writing(stream_id)
+        Unless its next segment would find no room, after what the policy deletes for it. One call for all of it,
+        since a supervisor that has just started makes it for every stream.
+        """
+        store = self._store()
+        if why_not := store.room(stream_id):
+            return Beginning(why_not=why_not)
+        store.begin_writing(stream_id)
+        record = store.record(stream_id)  # after the epoch: nobody else commits from here on
+        if (record.state, record.detail) != ("ingesting", ""):
+            store.set_state(stream_id, "ingesting", "")
+        return Beginning(record, questions_of(store.watches.of(record.stream_id)))
 
     def commit(self, place: SegmentPlace, answers: Sequence[WatchAnswer] = ()) -> bool:
         with self.clock.time("catalog"):

@@ -25,7 +25,7 @@ from streamkv.config import WatchConfig
 from streamkv.store.watch_rows import Due, WatchRows
 from streamkv.watches import WatchEvent, event_body, secret_key
 
-POLL_S = 1.0
+POLL_S, STEP_S = 1.0, 0.1
 CONNECTIONS = 64
 """Receivers that are posted to at once, each one event at a time."""
 STOP_S = 30.0
@@ -105,10 +105,15 @@ class WebhookSender:
                 for url in urls:
                     if url not in sending:
                         sending[url] = asyncio.create_task(self._send_all(http, places, url))
-                await asyncio.to_thread(self._stopping.wait, POLL_S)
+                await self._pause()
             for task in sending.values():
                 task.cancel()
             await asyncio.gather(*sending.values(), return_exceptions=True)
+
+    async def _pause(self) -> None:
+        end = time.monotonic() + POLL_S
+        while not self._stopping.is_set() and time.monotonic() < end:
+            await asyncio.sleep(STEP_S)  # no thread's wait: none is to be had where the process just ends
 
     async def _send_all(self, http: httpx.AsyncClient, places: asyncio.Semaphore, url: str) -> None:
         """All that is due at one receiver, one after the other."""

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,8 @@ HEAD = "head"
 REGISTERED_AT_ONCE = 8
 START_S, WAIT_S = 600.0, 900.0
 POLL_S = 0.5
-HELD_S = 5.0
+EVERY = 1_000_000
+HELD_S = 10.0
 """How long the plane runs before and after the loss while its calls are counted."""
 
 
@@ -89,7 +89,10 @@ def simulated_cluster(num_nodes: int, base: Path) -> Iterator[tuple[Any, list[An
     )
     try:
         roles = dict.fromkeys((DECODE_ENCODE, PREFILL), PLENTY)
-        nodes = [cluster.add_node(**shared, num_cpus=NODE_CPUS, resources=roles) for _ in range(num_nodes)]
+        nodes = []
+        for _ in range(num_nodes):
+            nodes.append(cluster.add_node(**shared, num_cpus=NODE_CPUS, resources=roles))
+            tell(f"node {len(nodes)} is up")
         ray.init(
             address=cluster.address,
             namespace=NAMESPACE,
@@ -103,19 +106,16 @@ def simulated_cluster(num_nodes: int, base: Path) -> Iterator[tuple[Any, list[An
         shutil.rmtree(temp, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class Committed:
-    """What the catalog holds, by stream."""
+def committed(root: Path) -> dict[str, int]:
+    """Segments of each stream."""
+    with SegmentStore.open(root, read_only=True) as store:
+        return {record.stream_id: record.next_segment_no for record in store.records()}
 
-    counts: dict[str, int]
-    paths: frozenset[str]
 
-    @classmethod
-    def read(cls, root: Path) -> Committed:
-        with SegmentStore.open(root, read_only=True) as store:
-            counts = {record.stream_id: record.next_segment_no for record in store.records()}
-            places = [place for name in counts for place in store.segments(name, 0, 1_000_000)]
-        return cls(counts, frozenset(place.path for place in places))
+def committed_files(root: Path) -> set[str]:
+    with SegmentStore.open(root, read_only=True) as store:
+        names = [record.stream_id for record in store.records()]
+        return {place.path for name in names for place in store.segments(name, 0, EVERY)}
 
 
 def faults(root: Path) -> dict[str, int]:
@@ -123,7 +123,7 @@ def faults(root: Path) -> dict[str, int]:
     lost = doubled = 0
     with SegmentStore.open(root, read_only=True) as store:
         for record in store.records():
-            places = store.segments(record.stream_id, 0, 1_000_000)
+            places = store.segments(record.stream_id, 0, EVERY)
             frames = [k for p in places for k in range(round(p.start_s), round(p.end_s))]
             doubled += len(frames) - len(set(frames))
             lost += len(set(range(SEGMENT_FRAMES * len(places))) - set(frames))
@@ -186,7 +186,6 @@ def measure(num_streams: int, num_nodes: int, segment_s: float) -> dict[str, tup
     names = [f"cam-{i:04d}" for i in range(num_streams)]
     try:
         with simulated_cluster(num_nodes, base) as (cluster, nodes):
-            tell(f"{num_nodes} nodes are up")
             plane = Plane(config, footage)
             plane.wait_ready()
             tell("all workers are up")
@@ -207,7 +206,7 @@ def _run(
     tell(f"registered after {found['register_s'][0]:.1f} s")
     wait_until(lambda: plane.call("stats").get("sessions", 0) >= len(names))
     found["placed_s"] = (time.monotonic() - began, "s")
-    wait_until(lambda: min(Committed.read(root).counts.values()) > 0)
+    wait_until(lambda: min(committed(root).values()) > 0)
     found["committed_s"] = (time.monotonic() - began, "s")
     tell(f"all placed after {found['placed_s'][0]:.1f} s, committed after {found['committed_s'][0]:.1f} s")
     found |= _balance(plane, "before")
@@ -215,25 +214,25 @@ def _run(
     found |= _memory(plane)
 
     victim = next(node for node in reversed(nodes) if not _has(node, "StoreActor"))
-    before = Committed.read(root)
+    files = committed_files(root)
     tell("a node is lost")
     began = time.monotonic()
     cluster.remove_node(victim, allow_graceful=False)
-    at_loss = Committed.read(root)
+    at_loss = committed(root)
     restarts = partial(_restarts, plane)
     wait_until(lambda: restarts()[0] > 0)
     found["noticed_s"] = (time.monotonic() - began, "s")
 
     def all_go_on() -> bool:
-        now = Committed.read(root).counts
-        return all(now[name] > at_loss.counts[name] for name in names)
+        now = committed(root)
+        return all(now[name] > at_loss[name] for name in names)
 
     wait_until(all_go_on)
     found["recovered_s"] = (time.monotonic() - began, "s")
     tell(f"every stream has committed again after {found['recovered_s'][0]:.1f} s")
     lost, most = restarts()
     found |= {"streams_lost_their_session": (lost, "streams"), "sessions_lost_at_most": (most, "sessions")}
-    found["committed_rows_lost"] = (len(before.paths - Committed.read(root).paths), "segments")
+    found["committed_rows_lost"] = (len(files - committed_files(root)), "segments")
     return found | _balance(plane, "after") | _traffic(plane, "_after")
 
 

@@ -425,8 +425,11 @@ def test_camera_that_moves_misses_what_it_shows_meanwhile_and_says_so(
         supervisor.shutdown()
         other.cut()
     with SegmentStore.open(tmp_path / "store", read_only=True) as store:
-        spans = [(s.start_s, s.end_s) for s in store.reader(name).refresh().segments]
+        places = store.segments(name, 0, 999)
         gaps = store.stream(name).gaps
-    assert all(a[1] <= b[0] for a, b in pairwise(spans)), "nothing twice"
-    holes = [(a[1], b[0]) for a, b in pairwise(spans) if a[1] < b[0]]
+    assert all(a.end_s <= b.start_s for a, b in pairwise(places)), "nothing twice"
+    # Within a session a machine that is too slow thins the frames out, which is no gap.
+    moves = [(a.end_s, b.start_s) for a, b in pairwise(places) if a.epoch != b.epoch]
+    assert len(moves) == 1
+    holes = [(start_s, end_s) for start_s, end_s in moves if start_s < end_s]
     assert all(any(g.start_s <= s and e <= g.end_s for g in gaps) for s, e in holes), "nothing in silence"

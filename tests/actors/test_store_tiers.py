@@ -52,7 +52,7 @@ def test_uploads_go_on_behind_commits_and_catch_up_after_an_outage(config: Store
     actor = StoreActor(config, IDENTITY)
     try:
         actor.add_stream("cam", "file:cam.mp4", {})
-        epoch = actor.begin_writing("cam")
+        epoch = actor.begin_session("cam").record.epoch
         commit(actor, config, epoch, 0, 1)
         wait_for(lambda: len(s3.objects(config.remote)) == 2)
         with s3.away():
