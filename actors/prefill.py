@@ -84,8 +84,13 @@ class Prefill:
             self._sessions.clear()
 
     def open_stream(self, stream_id: str, epoch: int, next_segment_no: int, guidance: str = "") -> None:
-        """Makes the stream's window as it was after its last committed segment."""
+        """Makes the stream's window as it was after its last committed segment; keeps one that is there and is that."""
         parts = self._started()
+        with self._lock:
+            held = self._sessions.get(stream_id)
+            if held is not None and held.next_segment_no == next_segment_no and held.guidance == guidance:
+                held.epoch = epoch  # one rebuilt from what is stored would lack the frames that were not kept
+                return
         with self.clock.time("rebuild"):
             window = parts.engine.open_window(parts.recall(stream_id) if next_segment_no else None)
         with self._lock:
