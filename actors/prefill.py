@@ -63,6 +63,11 @@ class _Session:
     guidance: str  # the stream's own prompt; empty: the method's
     keep_ratio: float  # the stream's own; 0: the method's
 
+    @property
+    def own(self) -> tuple[str, float]:
+        """Settings of the stream's."""
+        return self.guidance, self.keep_ratio
+
 
 class Prefill:
     """See the module. Life: constructor, `start`, `check_health`, `shutdown`."""
@@ -105,13 +110,19 @@ class Prefill:
         keep_ratio: float = 0.0,
         watches: Sequence[WatchQuestion] = (),
     ) -> None:
-        """Makes the stream's window as it was after its last committed segment."""
+        """Makes the stream's window as it was after its last committed segment; keeps one that is there and is that."""
         parts = self._started()
+        own = (guidance, keep_ratio)
+        with self._lock:
+            self._watches[stream_id] = tuple(watches)
+            held = self._sessions.get(stream_id)
+            if held is not None and held.next_segment_no == next_segment_no and held.own == own:
+                held.epoch = epoch  # one rebuilt from what is stored would lack the frames that were not kept
+                return
         with self.clock.time("rebuild"):
             window = parts.engine.open_window(parts.recall(stream_id) if next_segment_no else None)
         with self._lock:
-            self._sessions[stream_id] = _Session(epoch, window, next_segment_no, guidance, keep_ratio)
-            self._watches[stream_id] = tuple(watches)
+            self._sessions[stream_id] = _Session(epoch, window, next_segment_no, *own)
 
     def set_watches(self, stream_id: str, watches: Sequence[WatchQuestion]) -> None:
         """What is asked of an open stream's segments from now on; those whose prefill has ended are not asked again."""

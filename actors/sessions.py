@@ -108,12 +108,12 @@ class Sessions:
 
     # ---- with the stream's lock held
 
-    def close(self, charge: Charge) -> None:
+    def close(self, charge: Charge, *, keeps_window: bool = False) -> None:
         """The decoder first: what it had shipped is then done with when the window closes."""
         if charge.decoding is not None:
             with suppress(WorkerLostError):
                 charge.decoding.worker.remove_stream(charge.stream_id)
-        if charge.prefilling is not None:
+        if charge.prefilling is not None and not keeps_window:
             with suppress(WorkerLostError):
                 charge.prefilling.worker.close_stream(charge.stream_id)
 
@@ -176,7 +176,7 @@ class Sessions:
         charge.decoding.worker.drain_stream(charge.stream_id)
 
     def _hand_over(self, charge: Charge) -> None:
-        self.close(charge)
+        self.close(charge, keeps_window=charge.to_prefilling is None)
         charge.hand_over()
         self._clock.count("handovers")
         decoding, prefilling = charge.decoding, charge.prefilling

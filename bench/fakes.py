@@ -51,8 +51,10 @@ class CountingEngine:
     def __init__(self) -> None:
         self.heard: set[str] = set()  # guidance prompts
         self.kept: set[float] = set()  # shares of frames
+        self.opened = 0  # windows
 
     def open_window(self, memory: VideoMemory | None = None) -> list[int]:
+        self.opened += 1
         return [s.segment_no for s in memory.segments] if memory is not None else []
 
     def prefill(

@@ -52,7 +52,8 @@ def kind_of(process: psutil.Process) -> str | None:
     title = " ".join(process.cmdline())
     found = [name for name in OF_OURS if title.startswith("ray::") and name in title]
     if found:
-        return f"{found[0]}_{title.rpartition(':')[2]}" if found[0] == "ServeReplica" else found[0]
+        deployment = title.rpartition(":")[2].partition(".")[0].strip()  # a method that runs stands behind it
+        return f"{found[0]}_{deployment}" if found[0] == "ServeReplica" else found[0]
     return next((name for name in OF_RAYS if name in process.name()), None)
 
 

@@ -40,6 +40,7 @@ def local_ray(config: PipelineConfig, temp: Path) -> Iterator[None]:
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         RAY_USAGE_STATS_ENABLED="0",
         RAY_worker_niceness="0",  # Ray's own is 15, so that anything else on the machine would come first
+        RAY_task_events_report_interval_ms="0",  # a history of calls that only a dashboard shows, and there is none
     )
     if config.serve.proxy == "haproxy":
         os.environ.update(haproxy_environment(temp))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from segment_contents import segment_contents
-from stage import Footage, LocalWorkers, Mortal, Stage, states, wait_for_end, wait_until
+from stage import CountingEngine, Footage, LocalWorkers, Mortal, Stage, states, wait_for_end, wait_until
 
 from actors.messages import StreamSpec
 from actors.supervisor import Supervisor
@@ -49,6 +50,12 @@ def feeds(workers: list[Mortal]) -> list[int]:
     return sorted(len(w.instance.status().feeds) for w in workers if not w.is_dismissed)
 
 
+def engine_of(prefiller: Mortal) -> CountingEngine:
+    engine = prefiller.instance._started().engine
+    assert isinstance(engine, CountingEngine)
+    return engine
+
+
 def add_all(supervisor: Supervisor, lengths: dict[str, int]) -> None:
     for stream_id, count in lengths.items():
         supervisor.add_stream(stream_id, str(count))
@@ -66,13 +73,16 @@ def settled(supervisor: Supervisor) -> bool:
 @pytest.mark.parametrize("pool", ["encode", "prefill"])
 def test_a_newcomer_gets_its_share_by_the_fewest_moves(stage: Stage, pool: str) -> None:
     reel = Reel()
-    supervisor = stage.open(LocalWorkers(stage.root, reel))
+    workers = LocalWorkers(stage.root, reel)
+    supervisor = stage.open(workers)
     lengths = dict.fromkeys("abcde", 30)
     add_all(supervisor, lengths)
     supervisor.scale({pool: 2})
     wait_until(lambda: loads(supervisor, pool) == [2, 3] and settled(supervisor))
     totals = supervisor.stats()
     assert (totals["handovers"], totals["sessions"]) == (2, 5 + 2), "the others stay as they are"
+    opened = Counter(engine_of(worker).opened for worker in workers.prefillers)
+    assert opened == ({5: 1, 2: 1} if pool == "prefill" else {5: 1}), "a window stays where it is"
     assert {view.restarts for view in supervisor.streams()} == {0}
     reel.goes_on.set()
     wait_for_end(supervisor)
