@@ -141,6 +141,24 @@ def test_those_who_leave_and_those_in_error_leave_the_others_alone(desk: Desk, a
         assert without_times(one.future.result(WAIT_S)) == without_times(alone(answerer, query))
 
 
+def test_who_leaves_is_not_answered_on_though_nothing_is_said(
+    desk: Desk, answerer: Answerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way, original = threading.Event(), Answering.step
+
+    def step(self: Answering) -> None:
+        under_way.set()
+        original(self)
+
+    monkeypatch.setattr(Answering, "step", step)
+    monkeypatch.setattr(type(answerer.engine.model), "decode", lambda *_: "")
+    asked = Asked(desk, Query("lobby", "where is the dog", max_new_tokens=LONG))
+    assert under_way.wait(WAIT_S)
+    asked.cancelled.set()
+    assert isinstance(asked.future.exception(WAIT_S), CancelledError)
+    assert not asked.begun.is_set()
+
+
 def test_a_future_that_was_cancelled_is_passed_over(desk: Desk) -> None:
     long = [Asked(desk, Query("lobby", "where is the dog", max_new_tokens=LONG)) for _ in range(3)]
     assert all(one.begun.wait(WAIT_S) for one in long)

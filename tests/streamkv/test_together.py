@@ -97,9 +97,9 @@ questions = st.fixed_dictionaries(
 )
 moves = st.lists(
     st.one_of(
-        st.lists(questions, max_size=4),  # join
+        st.lists(questions, min_size=1, max_size=4),  # join
         st.just("step"),
-        st.tuples(st.just("leave"), st.integers(0, 9)),
+        st.tuples(st.just("leave"), st.integers(0, 9)),  # one of those under way
         st.tuples(st.just("hang up"), st.integers(0, 9)),
     ),
     max_size=12,
@@ -131,11 +131,13 @@ def test_whoever_joins_ends_or_leaves_answers_are_those_of_one_by_one(
         elif move == "step":
             ended = together.step()
             assert all(one.outcome is not None for one in ended)
-        elif move[0] == "hang up":
-            gone.add(move[1])
-        elif move[1] < len(joined) and joined[move[1]].outcome is None:
-            left[move[1]] = TimeoutError("told to leave")
-            joined[move[1]].leave(left[move[1]])
+        elif going := [number for number, one in enumerate(joined) if one.outcome is None]:
+            number = going[move[1] % len(going)]
+            if move[0] == "hang up":
+                gone.add(number)
+            else:
+                left[number] = TimeoutError("told to leave")
+                joined[number].leave(left[number])
     assert together.num_going == 0
     for number, one in enumerate(joined):
         expected = alone(one.question)
