@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -308,7 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     about = machine()
-    found = measure(given.streams, given.nodes, given.segment_s)
+    with redirect_stdout(sys.stderr):  # Ray tells of the lost node there
+        found = measure(given.streams, given.nodes, given.segment_s)
     figures = [Figure(name, unit, (value,)) for name, (value, unit) in found.items()]
     report(figures, about, as_json=given.json)
 

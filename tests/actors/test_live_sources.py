@@ -353,13 +353,14 @@ def test_archives_still_wait(tmp_path: Path) -> None:
 
 
 class Channel:
-    """A live source that shows a frame whenever it is told to."""
+    """A live source that shows a frame whenever it is told to, and does not see at once that it is to stop."""
 
     outage = None
     connections = 1
 
     def __init__(self) -> None:
         self.shown: SimpleQueue[Frame | None] = SimpleQueue()
+        self.is_stopped = False
         self.count = 0
 
     def show(self, count: int) -> None:
@@ -373,13 +374,13 @@ class Channel:
         return iter(self.shown.get, None)
 
     def stop(self) -> None:
-        self.shown.put(None)
+        self.is_stopped = True
 
 
 def test_live_stream_that_is_drained_sends_all_that_it_has_shown() -> None:
     """What waits for the tower and the open segment too; it is drained when that is durable, and not before."""
     channel = Channel()
-    source = replace(LIVE, queue_frames=64)
+    source = replace(LIVE, queue_frames=64, batch_frames=1)
     loaded = DecodeParts(
         MeanEncoder(),
         partial(Segmenter, SEGMENTS),
@@ -394,13 +395,16 @@ def test_live_stream_that_is_drained_sends_all_that_it_has_shown() -> None:
         channel.show(14)  # three segments and a half
         wait_until(lambda: actor.status().feeds["s"].queued > 0 and len(sink.messages) == 1)
         actor.drain_stream("s")
+        assert channel.is_stopped
         channel.show(6)  # too late: whoever reads it next sees to that
+        wait_until(lambda: channel.shown.empty())
         for sent in range(1, 5):
             wait_until(lambda sent=sent: len(sink.messages) == sent)
             assert actor.status().feeds["s"].state == "running"
             sink.waiting.pop().set_result(True)
         wait_until(lambda: actor.status().feeds["s"].state == "drained")
     finally:
+        channel.shown.put(None)
         actor.shutdown()
     assert sink.frames("s") == [k / 2 for k in range(14)]
     assert [m.segment_no for m in sink.messages] == [0, 1, 2, 3]
