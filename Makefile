@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
+TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench model
@@ -15,8 +16,8 @@ help:  ## Show the targets
 demo: $(INSTALLED)  ## Generated streams in, answers out, in a minute or two
 	@$(BIN)/streamkv demo
 
-test: $(INSTALLED)  ## All tests; those of Ray start a cluster on this machine
-	@$(BIN)/python -m pytest
+test: $(INSTALLED)  ## All tests, two files at a time (TEST_WORKERS); those of Ray start clusters on this machine
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: $(INSTALLED)  ## Style and types
 	@$(BIN)/ruff check .
