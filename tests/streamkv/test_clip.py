@@ -91,7 +91,7 @@ def eighths(first: float, end: float) -> list[float]:
 @pytest.mark.parametrize(("start_s", "end_s"), [(0, 2), (5.3, 7), (7.5, 8), (7.95, 9.1)])
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("a.mp4", {}), ("a.mkv", {}), ("late.mp4", {"offset_s": 100.5}), ("plain.mov", {"bf": "0"})],
+    [("a.mp4", {}), ("a.mkv", {}), ("late.mp4", {"offset_s": 100.5}), ("a.mov", {})],
 )
 def test_packets_are_copied_from_the_keyframe_before(
     tmp_path: Path, name: str, options: dict, start_s: float, end_s: float

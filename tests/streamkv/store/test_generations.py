@@ -264,7 +264,7 @@ def test_the_objects_of_the_old_go_and_those_of_the_new_stay(tiered: Tiered) -> 
         assert store.offload().num_deleted == OLD
         assert tiered.objects == [place.path for place in store.segments("cam", 0, 99)]
         assert store.verify(read_objects=True) == []
-    with tiered.open(1.5) as store:  # a later id makes a file a little larger
+    with tiered.open(1.5) as store:  # a longer id makes a longer header
         store.offload()
         assert len(segment_files(store)) == 1
         assert not is_old(store), "fetched again"
