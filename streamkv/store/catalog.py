@@ -192,22 +192,21 @@ class Catalog:
     def streams(self, stream_id: str | None = None) -> list[StreamInfo]:
         """All streams by id, or the one named; UnknownStreamError when that one is not there."""
         with self._reading() as session:
-            if stream_id is not None:
-                return [rows.info(session, rows.known(session, stream_id))]
-            return [
-                rows.info(session, row) for row in session.scalars(select(StreamRow).order_by(StreamRow.id))
-            ]
+            if stream_id is None:
+                return rows.infos(session)
+            rows.known(session, stream_id)
+            return rows.infos(session, StreamRow.id == stream_id)
 
     def record(self, stream_id: str) -> StreamRecord:
         """UnknownStreamError when it is not there."""
         with self._reading() as session:
-            return rows.record(session, rows.known(session, stream_id))
+            rows.known(session, stream_id)
+            return rows.records(session, StreamRow.id == stream_id)[0]
 
     def records(self) -> list[StreamRecord]:
         """All streams, by id."""
         with self._reading() as session:
-            streams = session.scalars(select(StreamRow).order_by(StreamRow.id))
-            return [rows.record(session, stream) for stream in streams]
+            return rows.records(session)
 
     def set_state(self, stream_id: str, state: StreamState, detail: str) -> None:
         with self._writing() as session:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -175,48 +177,66 @@ def unknown(session: Session, stream_id: str) -> UnknownStreamError:
     return UnknownStreamError(f"stream {stream_id!r}: unknown; known: {known or 'none yet'}")
 
 
-def record(session: Session, stream: StreamRow) -> StreamRecord:
-    return StreamRecord(**_fields(session, stream))
+def records(session: Session, *which: ColumnElement[bool]) -> list[StreamRecord]:
+    """Of streams, by id. Two queries, however many they are."""
+    return [StreamRecord(**fields) for fields in _fields(session, which)]
 
 
-def info(session: Session, stream: StreamRow) -> StreamInfo:
-    sums = select(
-        func.count(),
-        func.coalesce(func.sum(SegmentRow.num_frames), 0),
-        func.coalesce(func.sum(SegmentRow.num_source_frames), 0),
-        func.coalesce(func.sum(SegmentRow.kv_bytes), 0),
-        func.coalesce(func.sum(SegmentRow.file_bytes), 0),
-        func.coalesce(func.max(SegmentRow.end_s), 0.0),
-    ).where(SegmentRow.stream_id == stream.id)
-    count, frames, source_frames, kv_bytes, file_bytes, as_of_s = session.execute(sums).one()
-    return StreamInfo(
-        **_fields(session, stream),
-        num_segments=count,
-        num_frames=int(frames),  # PostgreSQL sums BIGINT to NUMERIC
-        num_source_frames=int(source_frames),
-        kv_bytes=int(kv_bytes),
-        file_bytes=int(file_bytes),
-        as_of_s=as_of_s,
+def infos(session: Session, *which: ColumnElement[bool]) -> list[StreamInfo]:
+    """As `records`, with what is summed up over each stream's segments. Three queries."""
+    sums = (
+        select(
+            SegmentRow.stream_id,
+            func.count(),
+            func.sum(SegmentRow.num_frames),
+            func.sum(SegmentRow.num_source_frames),
+            func.sum(SegmentRow.kv_bytes),
+            func.sum(SegmentRow.file_bytes),
+            func.max(SegmentRow.end_s),
+        )
+        .where(SegmentRow.stream_id.in_(select(StreamRow.id).where(*which)))
+        .group_by(SegmentRow.stream_id)
     )
+    nothing: list[Any] = [0, 0, 0, 0, 0, 0.0]
+    found = {stream_id: rest for stream_id, *rest in session.execute(sums)}
+    made = []
+    for fields in _fields(session, which):
+        count, frames, source_frames, kv_bytes, file_bytes, as_of_s = found.get(fields["stream_id"], nothing)
+        made.append(
+            StreamInfo(
+                **fields,
+                num_segments=count,
+                num_frames=int(frames),  # PostgreSQL sums BIGINT to NUMERIC
+                num_source_frames=int(source_frames),
+                kv_bytes=int(kv_bytes),
+                file_bytes=int(file_bytes),
+                as_of_s=as_of_s,
+            )
+        )
+    return made
 
 
-def _fields(session: Session, stream: StreamRow) -> dict[str, Any]:
-    """Of a `StreamRecord`."""
-    gaps = session.scalars(
-        select(GapRow).where(GapRow.stream_id == stream.id).order_by(GapRow.start_s, GapRow.end_s)
-    )
-    return {
-        "stream_id": stream.id,
-        "name": stream.name,
-        "uri": stream.uri,
-        "state": stream.state,
-        "detail": stream.detail,
-        "created_at": stream.created_at,
-        "epoch": stream.epoch,
-        "resume_s": stream.resume_s,
-        "next_segment_no": stream.next_segment_no,
-        "gaps": tuple(Gap(row.start_s, row.end_s, row.reason) for row in gaps),
-        "config": stream.config,
-        "tenant": stream.tenant,
-        "legal_hold": stream.legal_hold,
-    }
+def _fields(session: Session, which: Sequence[ColumnElement[bool]]) -> list[dict[str, Any]]:
+    """Of `StreamRecord`s, by id."""
+    gaps: dict[str, list[Gap]] = defaultdict(list)
+    of_them = select(GapRow).where(GapRow.stream_id.in_(select(StreamRow.id).where(*which)))
+    for row in session.scalars(of_them.order_by(GapRow.start_s, GapRow.end_s)):
+        gaps[row.stream_id].append(Gap(row.start_s, row.end_s, row.reason))
+    return [
+        {
+            "stream_id": stream.id,
+            "name": stream.name,
+            "uri": stream.uri,
+            "state": stream.state,
+            "detail": stream.detail,
+            "created_at": stream.created_at,
+            "epoch": stream.epoch,
+            "resume_s": stream.resume_s,
+            "next_segment_no": stream.next_segment_no,
+            "gaps": tuple(gaps[stream.id]),
+            "config": stream.config,
+            "tenant": stream.tenant,
+            "legal_hold": stream.legal_hold,
+        }
+        for stream in session.scalars(select(StreamRow).where(*which).order_by(StreamRow.id))
+    ]

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 from store_samples import (
     IDENTITY,
     assert_same_segment,
@@ -310,3 +312,29 @@ def test_verify_names_missing_altered_swapped_and_extra_files(store: SegmentStor
     assert "segment 4 of stream 'cam'" in str(store.verify()[3])
     with pytest.raises(CorruptSegmentError, match=paths[0].name):
         store.reader("cam").snapshot.table(0)
+
+
+def test_listing_streams_takes_as_many_queries_however_many_they_are(store: SegmentStore) -> None:
+    def queries() -> int:
+        asked: list[str] = []
+
+        def hear(*about: Any) -> None:
+            asked.append(about[2])
+
+        event.listen(Engine, "before_cursor_execute", hear)
+        try:
+            infos = store.streams()
+        finally:
+            event.remove(Engine, "before_cursor_execute", hear)
+        assert [(i.stream_id, i.num_segments, len(i.gaps)) for i in infos if i.num_segments] == [
+            ("cam", 2, 1)
+        ]
+        assert infos == sorted((store.stream(i.stream_id) for i in infos), key=lambda i: i.stream_id)
+        return sum(statement.startswith("SELECT") for statement in asked)
+
+    filled(store, 2)
+    store.add_gap("cam", 90.0, 95.0, "nothing came")
+    few = queries()
+    for i in range(20):
+        store.add_stream(f"other-{i}", "uri")
+    assert queries() == few
