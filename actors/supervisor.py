@@ -129,7 +129,10 @@ class Supervisor:
         """UnknownStreamError when there is none of that name."""
         store = self._ready()
         info = store.stream(stream_id)
-        return self._view(info, store.stream(info.name + NEXT) if _next_of(store, info) else None)
+        coming = None
+        with suppress(UnknownStreamError):
+            coming = store.stream(info.name + NEXT)
+        return self._view(info, coming)
 
     def remove_stream(self, stream_id: str) -> None:
         """Ends a stream's ingest, then takes its rows and files away; a held one goes on (LegalHoldError)."""

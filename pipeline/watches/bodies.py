@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from actors.views import WatchEventView, WatchView
-from pipeline.schemas import Evidence, example
+from pipeline.schemas import example
 
 
 class Webhook(BaseModel):
@@ -115,6 +115,15 @@ class WatchList(BaseModel):
     watches: Annotated[list[Watch], Field(description="the oldest first")]
 
 
+class SegmentWeight(BaseModel):
+    """A segment that an answer rests on."""
+
+    segment: int
+    start_s: float
+    end_s: float
+    weight: Annotated[float, Field(description="share of the answer's attention to video")]
+
+
 class Delivery(BaseModel):
     """How far an event is on its way to the webhook."""
 
@@ -154,7 +163,7 @@ class WatchEvent(BaseModel):
     answer: Annotated[str, Field(description="empty: not shown any more (`when_gone`)")]
     previous: Annotated[str, Field(description="empty: it was not shown")]
     confidence: float | None
-    evidence: Annotated[list[Evidence], Field(description="heaviest first")]
+    evidence: Annotated[list[SegmentWeight], Field(description="heaviest first")]
     fired_at: Annotated[float, Field(description="seconds since 1970")]
     delivery: Delivery
 

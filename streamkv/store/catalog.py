@@ -189,19 +189,17 @@ class Catalog:
         with self._reading() as session:
             return {row.stream_id: row.epoch for row in session.scalars(select(RemovedRow))}
 
-    def streams(self, stream_id: str | None = None) -> list[StreamInfo]:
-        """All streams by id, or the one named; UnknownStreamError when that one is not there."""
+    def streams(self, name: str | None = None) -> list[StreamInfo]:
+        """All streams by id, or the one of that name; UnknownStreamError when that one is not there."""
         with self._reading() as session:
-            if stream_id is None:
+            if name is None:
                 return rows.infos(session)
-            rows.known(session, stream_id)
-            return rows.infos(session, StreamRow.id == stream_id)
+            return rows.infos(session, StreamRow.id == rows.by_name(session, name).id)
 
-    def record(self, stream_id: str) -> StreamRecord:
+    def record(self, name: str) -> StreamRecord:
         """UnknownStreamError when it is not there."""
         with self._reading() as session:
-            rows.known(session, stream_id)
-            return rows.records(session, StreamRow.id == stream_id)[0]
+            return rows.records(session, StreamRow.id == rows.by_name(session, name).id)[0]
 
     def records(self) -> list[StreamRecord]:
         """All streams, by id."""

@@ -163,11 +163,11 @@ class SegmentStore:
 
     def stream(self, name: str) -> StreamInfo:
         """UnknownStreamError when there is none of that name."""
-        return self._catalog.streams(self._id_of(name))[0]
+        return self._catalog.streams(name)[0]
 
     def record(self, name: str) -> StreamRecord:
         """As `stream`, but for what is summed up over its segments: however many there are, it is quick."""
-        return self._catalog.record(self._id_of(name))
+        return self._catalog.record(name)
 
     def records(self) -> list[StreamRecord]:
         """All streams that can be asked, by name; as `record`."""

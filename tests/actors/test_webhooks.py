@@ -29,7 +29,9 @@ class Town:
         self._root, self._config = root, config
         self.actor = self._open()
         self.actor.add_stream("cam", "file:cam.mp4", {})
-        self._epoch = self.actor.begin_writing("cam")
+        record = self.actor.begin_session("cam").record
+        assert record is not None
+        self._epoch = record.epoch
         self._next_no = 0
 
     def _open(self) -> StoreActor:

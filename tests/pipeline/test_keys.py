@@ -35,6 +35,16 @@ LOCKED = [
     ("POST", "/v1/search"),
     ("GET", "/v1/streams/lobby/segments"),
     ("GET", "/v1/streams/lobby/frames"),
+    ("GET", "/v1/streams/lobby/clip.mp4"),
+    ("POST", "/v1/streams/lobby/reencode"),
+    ("DELETE", "/v1/streams/lobby/reencode"),
+    ("GET", "/v1/pools"),
+    ("PUT", "/v1/pools"),
+    ("GET", "/v1/watches"),
+    ("POST", "/v1/watches"),
+    ("GET", "/v1/watches/watch_1"),
+    ("DELETE", "/v1/watches/watch_1"),
+    ("GET", "/v1/watches/watch_1/events"),
     ("POST", "/v1/chat/completions"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/streamkv/lobby"),
@@ -155,7 +165,13 @@ def test_every_route_is_locked_or_free_on_purpose(file: KeyFile) -> None:
     document = make_api(Backend()).openapi()
     routes = {(m.upper(), path) for path, methods in document["paths"].items() for m in methods}
     named = {
-        (m, p.replace("/lobby", "/{stream_id}").replace("streamkv/{stream_id}", "{model}")) for m, p in LOCKED
+        (
+            m,
+            p.replace("/lobby", "/{stream_id}")
+            .replace("streamkv/{stream_id}", "{model}")
+            .replace("watch_1", "{watch_id}"),
+        )
+        for m, p in LOCKED
     }
     assert routes - named == {("GET", "/healthz")}
     for path in FREE:

@@ -250,7 +250,9 @@ def test_streams_of_a_store_are_answered_as_the_engine_does_and_bad_rows_keep_th
     assert [row["id"] for row in rows] == list(range(len(questions)))
     for row, answer in zip(rows, expected, strict=False):
         assert (row["answer"], row["as_of_s"], row["error"]) == (answer.text, answer.as_of_s, None)
-        assert row["confidence"] == pytest.approx(answer.confidence)
+        assert row["confidence"] == pytest.approx(
+            answer.confidence, rel=1e-4
+        )  # asked together, its last bits may differ
         assert row["decode_encode_s"] is None, "the ingest plane has spent it"
     for row, error in zip(rows, errors, strict=True):
         assert error in (row["error"] or "")
