@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 from live import LiveServer
-from openai_backend import Backend
+from openai_backend import Backend as AskedBackend
 from typer.testing import CliRunner
 
 from pipeline import keys as keys_module
@@ -23,7 +23,7 @@ from pipeline.cli import app
 from pipeline.client import Client
 from pipeline.home import Home
 from pipeline.keys import KeyFile, check_guarded, is_loopback
-from streamkv.errors import ConfigError
+from streamkv.errors import ConfigError, UnknownWatchError
 
 runner = CliRunner()
 LOCKED = [
@@ -50,6 +50,19 @@ LOCKED = [
     ("GET", "/v1/models/streamkv/lobby"),
     ("GET", "/v1/stats"),
 ]
+
+
+class Backend(AskedBackend):
+    """Of no watches."""
+
+    async def watches(self, stream_id: str | None) -> list[Any]:
+        return []
+
+    async def watch(self, watch_id: str) -> Any:
+        raise UnknownWatchError(watch_id)
+
+    async def remove_watch(self, watch_id: str) -> None:
+        raise UnknownWatchError(watch_id)
 
 
 @pytest.fixture
