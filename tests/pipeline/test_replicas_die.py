@@ -14,12 +14,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from live import SETTINGS, LiveServer, wait_for_end
+from live import SETTINGS, LiveServer, wait_for_end, wait_until
 from openai_backend import ASK
 
 pytestmark = pytest.mark.ray
 
-KILLS, EVERY_S = 3, 3.0
+KILLS, EVERY_S = 2, 3.0
 REPLICA = "ray::ServeReplica:streamkv:Answer"
 SHORT, LONG = 8, 200  # tokens: the long ones are still being told when their replica dies
 
@@ -86,13 +86,12 @@ def kill_one(server: LiveServer) -> int:
 
 def test_replicas_that_die_cost_no_answer(two_replicas: LiveServer) -> None:
     url, stop, found = two_replicas.record.url, threading.Event(), Outcomes()
-    killed = 0
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask, url, stop, found) for ask in (ask_whole, ask_in_pieces) for _ in range(2)]
         try:
             for _ in range(KILLS):
                 time.sleep(EVERY_S)
-                killed += kill_one(two_replicas)
+                wait_until(lambda: kill_one(two_replicas))  # a slow machine may have none at the moment
             time.sleep(EVERY_S)
         finally:
             stop.set()
@@ -101,4 +100,3 @@ def test_replicas_that_die_cost_no_answer(two_replicas: LiveServer) -> None:
     assert found.answers
     assert len(set(found.answers)) == 1, "whichever replica answers"
     assert (found.failures, found.cut) == ([], [])
-    assert killed == KILLS
