@@ -38,19 +38,19 @@ class SupervisorFront:
         self._supervisor.remove_stream(stream_id)
 
     def add_watch(self, new: NewWatch) -> tuple[WatchView, str]:
-        return self._supervisor.add_watch(new)
+        return self._supervisor.watching.add(new)
 
     def watches(self, stream_id: str | None = None) -> list[WatchView]:
-        return self._supervisor.watches(stream_id)
+        return self._supervisor.watching.all(stream_id)
 
     def watch(self, watch_id: str) -> WatchView:
-        return self._supervisor.watch(watch_id)
+        return self._supervisor.watching.one(watch_id)
 
     def remove_watch(self, watch_id: str) -> None:
-        self._supervisor.remove_watch(watch_id)
+        self._supervisor.watching.remove(watch_id)
 
     def watch_events(self, after: Sequence[tuple[str, int]], limit: int) -> list[list[WatchEventView] | None]:
-        return self._supervisor.watch_events(after, limit)
+        return self._supervisor.watching.events(after, limit)
 
     def reencode(self, stream_id: str, new: Reencoding) -> StreamView:
         return self._supervisor.reencode(stream_id, new)

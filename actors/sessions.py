@@ -96,9 +96,8 @@ class Sessions:
                 with charge.lock:
                     if self._has(charge):  # else it was removed
                         work()
-            except (
-                Exception
-            ) as exc:  # the next look tries again: most likely the store is full, or being restarted
+            except Exception as exc:
+                # The next look tries again: most likely the store is full, or being restarted.
                 log.warning("stream %s: %s", charge.stream_id, describe(exc))
             finally:
                 charge.is_busy = False
@@ -168,7 +167,6 @@ class Sessions:
         else:
             charge.begin(epoch, info.next_segment_no)
             charge.feed = None
-            charge.has_untold_watches = False
             self._clock.count("sessions")
 
     def _drain(self, charge: Charge) -> None:

@@ -20,44 +20,27 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 
 from actors.failures import NotReadyError, WorkerLostError, describe
 from actors.placement import Charge, on_probation
 from actors.sessions import Sessions
 from actors.staff import AnySpot, Staff
-from actors.standing import make_watch, view_event, view_watch
 from actors.stream_settings import check_own, own_settings, stream_config
+from actors.stream_views import view_next, view_stream
+from actors.switching import Switching
 from actors.timing import StageClock, add_totals
-from actors.views import (
-    GapView,
-    NewWatch,
-    NextView,
-    PlaneState,
-    PoolView,
-    Reencoding,
-    StreamView,
-    WatchEventView,
-    WatchView,
-)
+from actors.views import PlaneState, PoolView, Reencoding, StreamView
+from actors.watching import Watching
 from actors.workers import CatalogKeeper, Decoder, Workers
 from streamkv.config import PipelineConfig
-from streamkv.errors import (
-    LegalHoldError,
-    StoreError,
-    StreamExistsError,
-    StreamKVError,
-    UnknownStreamError,
-    WatchLimitError,
-)
-from streamkv.store import NEXT, StreamInfo, StreamRecord
+from streamkv.errors import StoreError, StreamExistsError, StreamKVError, UnknownStreamError
+from streamkv.store import ENDED, NEXT, StreamInfo, StreamRecord
 from streamkv.store.layout import check_stream_id
-from streamkv.uris import redact_uri
 
 BUSY_S, IDLE_S = 0.2, 1.0
 """Time between two looks at the workers, while streams are ingested and while none is."""
-LAST_STATES = ("done", "failed", "stopped")
 MOVES_AT_ONCE = 8
 """Streams that are between two workers at a time: a live one misses what is shown meanwhile."""
 DRAIN_S = 60.0
@@ -74,14 +57,14 @@ class Supervisor:
         self._config = config
         self._workers = workers
         self._staff = Staff(config, workers)
+        self._switching = Switching()
         self._sessions = Sessions(
-            workers, self.clock, has=self._has, let_go=self._let_go, on_done=self._note_whole
+            workers, self.clock, has=self._has, let_go=self._let_go, on_done=self._switching.note_done
         )
+        self.watching = Watching(config, self._sessions, ready=self._ready, charge_of=self._charge_of)
         self._store: CatalogKeeper | None = None
         self._state = PlaneState("starting")
         self._charges: dict[str, Charge] = {}
-        self._whole: dict[str, str] = {}  # ids that are to take another's place, and what keeps them from it
-        self._switching = threading.Lock()  # whoever has one take its place, or gives it up
         self._changes = threading.Lock()  # guards the dict, not what is in it
         self._probation: dict[str, str] = {}  # of each decoder; as it was when this look began
         self._under_way = 0  # streams that are between two workers
@@ -166,7 +149,7 @@ class Supervisor:
         own = own_settings(self._config, info, new)
         with self._staff.admitted(len(self._charges)):
             found = self._staff.a_decoder(self._all()).probe(info.uri)
-            with self._switching:
+            with self._switching.lock:
                 coming = _next_of(store, info)
                 if coming is not None and coming.state == "failed":
                     store.remove_stream(coming.stream_id)
@@ -179,7 +162,7 @@ class Supervisor:
     def cancel_reencode(self, stream_id: str) -> StreamView:
         """Gives up what `reencode` began; the stream is as it was. StoreError when there is nothing to give up."""
         store = self._ready()
-        with self._switching:
+        with self._switching.lock:
             coming = _next_of(store, store.record(stream_id))
             if coming is None:
                 raise StoreError(
@@ -189,52 +172,9 @@ class Supervisor:
             self._end([coming], lambda: store.remove_stream(next_id))
         return self.stream(stream_id)
 
-    def add_watch(self, new: NewWatch) -> tuple[WatchView, str]:
-        """Registers a standing question. Asked of all segments whose prefill ends from then on.
-
-        Returns the secret that was made for its webhook, too; empty when none was.
-
-        Raises:
-            UnknownStreamError, QuestionError, WatchError, WatchLimitError: nothing is registered then.
-        """
-        store = self._ready()
-        watch = make_watch(new, self._config)
-        charge = self._charges.get(store.record(watch.stream_id).stream_id)
-        with charge.lock if charge is not None else nullcontext():
-            state = store.record(watch.stream_id).state
-            if state in LAST_STATES:
-                raise WatchLimitError(
-                    f"stream {watch.stream_id!r} is {state}: it will show nothing new; ask it a question instead"
-                )
-            store.add_watch(watch, self._config.watch.max_per_stream)
-            if charge is not None:
-                self._sessions.tell_watches_now(charge)
-        return self.watch(watch.id), "" if new.secret else watch.secret
-
-    def watches(self, stream_id: str | None = None) -> list[WatchView]:
-        """All watches, the oldest first, or those of one stream."""
-        return [view_watch(record) for record in self._ready().watch_records(stream_id)]
-
-    def watch(self, watch_id: str) -> WatchView:
-        """UnknownWatchError when there is none of that id."""
-        return view_watch(self._ready().watch_record(watch_id))
-
-    def remove_watch(self, watch_id: str) -> None:
-        """Takes a watch and its events away; what is on its way to its webhook is not sent any more."""
-        store = self._ready()
-        charge = self._charges.get(store.remove_watch(watch_id))
-        if charge is not None:
-            with charge.lock:
-                self._sessions.tell_watches_now(charge)
-
-    def watch_events(self, after: Sequence[tuple[str, int]], limit: int) -> list[list[WatchEventView] | None]:
-        """For each watch and segment number: up to `limit` events of later segments; None: there is no such watch."""
-        found = self._ready().watch_events(after, limit)
-        return [None if events is None else [view_event(event) for event in events] for events in found]
-
     def decoder_of(self, stream_id: str) -> Decoder | None:
         """The worker that decodes the stream now; None when none does."""
-        charge = self._charges.get(stream_id)
+        charge = self._charge_of(stream_id)
         return charge.decoding.worker if charge is not None and charge.decoding is not None else None
 
     def pools(self) -> list[PoolView]:
@@ -307,10 +247,10 @@ class Supervisor:
         self._staff.opened.set_result(store)
         self._staff.gather()
         for info in sorted(store.streams(), key=lambda info: info.created_at):
-            if info.state not in LAST_STATES:
+            if info.state not in ENDED:
                 self._charges[info.stream_id] = Charge(info.stream_id)
             elif info.is_next and info.state == "done":
-                self._whole[info.stream_id] = ""
+                self._switching.note_done(info.stream_id)
         self._sessions.open(store)
         self._store = store
 
@@ -329,27 +269,7 @@ class Supervisor:
                 finally:
                     charge.lock.release()
         self._staff.dismiss(self._all())
-        for stream_id in list(self._whole):
-            with self._switching:
-                self._switch(stream_id)
-
-    def _switch(self, stream_id: str) -> None:
-        """Has a whole new memory take its stream's place, now or at a later look."""
-        try:
-            self._ready().switch_to(stream_id)
-        except UnknownStreamError:  # given up, or removed with its stream
-            self._whole.pop(stream_id, None)
-        except LegalHoldError as exc:
-            self._whole[stream_id] = str(exc)
-        except StoreError as exc:  # of a database that is away, or of files that are left, which go later
-            log.warning("stream %s is not in its place yet: %s", stream_id, describe(exc))
-        else:
-            self._whole.pop(stream_id, None)
-
-    def _note_whole(self, stream_id: str) -> None:
-        """A stream has come to its end; it may have been ingested to take another's place."""
-        if self._ready().record(stream_id).is_next:
-            self._whole[stream_id] = ""
+        self._switching.try_all(self._ready())
 
     def _hear(self) -> None:
         """Hears from all workers: what one has lost is to begin again, what it has left over ends."""
@@ -440,6 +360,9 @@ class Supervisor:
         with self._changes:
             return list(self._charges.values())
 
+    def _charge_of(self, stream_id: str) -> Charge | None:
+        return self._charges.get(stream_id)
+
     def _has(self, charge: Charge) -> bool:
         return self._charges.get(charge.stream_id) is charge
 
@@ -455,46 +378,11 @@ class Supervisor:
         return self._store
 
     def _view(self, info: StreamInfo, coming: StreamInfo | None) -> StreamView:
-        charge = self._charges.get(info.stream_id)
-        waits = charge.waits if charge is not None and not charge.paused else ""
-        position_s = charge.feed.position_s if charge is not None and charge.feed is not None else 0.0
-        return StreamView(
-            stream_id=info.name,
-            uri=redact_uri(info.uri),
-            # A full disk may not even take the catalog's note that the stream is paused.
-            state="paused" if charge is not None and charge.paused else "registered" if waits else info.state,
-            detail=(charge.paused if charge is not None else "") or waits or info.detail,
-            duration_s=float(info.config.get("duration_s", 0.0)),
-            position_s=max(info.as_of_s, position_s),
-            as_of_s=info.as_of_s,
-            num_segments=info.num_segments,
-            num_frames=info.num_frames,
-            num_source_frames=info.num_source_frames,
-            kv_bytes=info.kv_bytes,
-            file_bytes=info.file_bytes,
-            restarts=charge.restarts if charge is not None else 0,
-            gaps=tuple(GapView(gap.start_s, gap.end_s, gap.reason) for gap in info.gaps),
-            live=charge.feed.live if charge is not None and charge.feed is not None else None,
-            created_at=info.created_at,
-            guidance=str(info.config.get("guidance", "")),
-            tenant=info.tenant,
-            legal_hold=info.legal_hold,
-            keep_ratio=float(info.config.get("keep_ratio", 0.0)),
-            next=None if coming is None else self._view_next(coming),
-        )
-
-    def _view_next(self, info: StreamInfo) -> NextView:
-        view = self._view(info, None)
-        return NextView(
-            state=view.state,
-            detail=self._whole.get(info.stream_id) or view.detail,
-            duration_s=view.duration_s,
-            position_s=view.position_s,
-            num_segments=view.num_segments,
-            file_bytes=view.file_bytes,
-            guidance=view.guidance,
-            keep_ratio=view.keep_ratio,
-        )
+        made = None
+        if coming is not None:
+            what_keeps_it = self._switching.why_not(coming.stream_id)
+            made = view_next(coming, self._charges.get(coming.stream_id), what_keeps_it)
+        return view_stream(info, self._charges.get(info.stream_id), made)
 
 
 def _next_of(store: CatalogKeeper, info: StreamRecord) -> StreamRecord | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -76,7 +76,7 @@ def measure(config: PipelineConfig, minutes: float, seeds: Sequence[int]) -> lis
     torch.set_num_threads(max(1, config.model.threads))
     model = load_model(config.model)
     watched = Watched(model)
-    engine = Engine(watched, config.method)  # type: ignore[arg-type]
+    engine = Engine(cast(VideoLLM, watched), config.method)
     runs: dict[str, list[float]] = {}
     for seed in seeds:
         _, seen = worlds.show(model, seed, minutes, config.source.sample_fps)

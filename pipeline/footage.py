@@ -18,7 +18,7 @@ from streamkv.config import PipelineConfig
 from streamkv.errors import SourceError, SourceGoneError
 from streamkv.live import is_live
 from streamkv.sources import sample_archive
-from streamkv.store import SegmentStore, StreamInfo
+from streamkv.store import SegmentStore, StreamRecord
 from streamkv.uris import is_url
 
 PICTURES_PER_S = 1000
@@ -60,13 +60,13 @@ class Footage:
             UnknownStreamError: no such stream.
             SourceError: the source is live, gone, or has no picture there.
         """
-        info = self._opened().stream(stream_id)
+        info = self._opened().record(stream_id)
         _check_stays(info)
         return _picture(info, at_s, width)
 
     def thumbnails(self, stream_id: str, times_s: Sequence[float], width: int) -> list[bytes | None]:
         """A picture of each time; None where there is none."""
-        info = self._opened().stream(stream_id)
+        info = self._opened().record(stream_id)
         _check_stays(info)
         found = list[bytes | None]()
         for at_s in times_s:
@@ -86,7 +86,7 @@ class Footage:
             SourceError: the source is live, gone, or shows nothing there; or the span is none, or too long.
             CancelledError: `cancelled` was set before the end.
         """
-        info = self._opened().stream(stream_id)
+        info = self._opened().record(stream_id)
         _check_stays(info)
         _check_span(info, start_s, end_s, self._config.serve.max_clip_s)
 
@@ -94,7 +94,7 @@ class Footage:
             if cancelled.is_set():
                 raise CancelledError
 
-        file = tempfile.NamedTemporaryFile(prefix="streamkv-", suffix=".mp4")  # noqa: SIM115 (the caller's)
+        file = tempfile.NamedTemporaryFile(prefix="streamkv-", suffix=".mp4")  # noqa: SIM115 - the caller closes it
         try:
             clip = write_clip(info.uri, start_s, end_s, Path(file.name), check)
             num_bytes = file.seek(0, 2)
@@ -113,7 +113,7 @@ class Footage:
             return self._store
 
 
-def _picture(info: StreamInfo, at_s: float, width: int | None) -> Picture:
+def _picture(info: StreamRecord, at_s: float, width: int | None) -> Picture:
     for frame in sample_archive(info.uri, PICTURES_PER_S, start_s=at_s):
         image = Image.fromarray(frame.rgb)
         if width is not None:
@@ -124,16 +124,16 @@ def _picture(info: StreamInfo, at_s: float, width: int | None) -> Picture:
     raise SourceError(f"at_s: got {at_s:g}, but {_length(info)}; ask for an earlier time")
 
 
-def _duration_s(info: StreamInfo) -> float:
+def _duration_s(info: StreamRecord) -> float:
     return float(info.config.get("duration_s", 0.0))
 
 
-def _length(info: StreamInfo) -> str:
+def _length(info: StreamRecord) -> str:
     duration_s = _duration_s(info)
     return f"the source lasts {duration_s:g} s" if duration_s else "the source ends before"
 
 
-def _check_stays(info: StreamInfo) -> None:
+def _check_stays(info: StreamRecord) -> None:
     """That the source's past can be seen again."""
     if info.config.get("is_live", is_live(info.uri)):
         raise SourceError(f"stream {info.name!r}: a live source, whose pictures are not kept")
@@ -145,7 +145,7 @@ def _check_stays(info: StreamInfo) -> None:
         )
 
 
-def _check_span(info: StreamInfo, start_s: float, end_s: float, max_clip_s: float) -> None:
+def _check_span(info: StreamRecord, start_s: float, end_s: float, max_clip_s: float) -> None:
     if not start_s < end_s:
         raise SourceError(f"from, to: got {start_s:g} and {end_s:g}; `from` must come before `to`")
     if end_s - start_s > max_clip_s:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 RotaryFn = Callable[[Tensor, Tensor], Tensor]
 """(T, heads, d) and positions (T,) to the rotated (T, heads, d)."""
+SHORT = 256
+"""Tokens of a prompt that is short; the mask of such is kept."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,20 @@ def mix_values(weights_HTS: Tensor, v_SGd: Tensor) -> Tensor:
     return (weights @ v_SGd.permute(1, 0, 2)).view(H, T, d).transpose(0, 1)
 
 
-@lru_cache(512)
 def _later(num_tokens: int, device: torch.device) -> Tensor:
     """(T, T) bool: the keys j that come after query i, of the last T keys; all before them are visible.
 
     keys     |0 . . . . S-T . . . S|
     query i does not see key j   iff   j > S - T + i
     """
-    return torch.ones((num_tokens, num_tokens), dtype=torch.bool, device=device).triu(diagonal=1)
+    if num_tokens > SHORT:
+        return torch.ones((num_tokens, num_tokens), dtype=torch.bool, device=device).triu(diagonal=1)
+    return _later_of_short(device)[:num_tokens, :num_tokens]
+
+
+@lru_cache(8)
+def _later_of_short(device: torch.device) -> Tensor:
+    return torch.ones((SHORT, SHORT), dtype=torch.bool, device=device).triu(diagonal=1)
 
 
 def attend(q_THd: Tensor, k_SGd: Tensor, v_SGd: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,8 +59,10 @@ class StreamWindow:
         window.num_tokens = num_frames * frame_tokens
         needed = -(-method.n_local // frame_tokens) if method.n_local else num_frames
         if num_frames:
+            latest = [last_blocks(memory, layer, needed) for layer in range(len(window.layers))]
             window.layers = tuple(
-                _stored_tokens(memory, layer, needed, like=kv) for layer, kv in enumerate(window.layers)
+                tokens_of(memory, layer, blocks.segment_nos, blocks.slots, like=kv)
+                for layer, (blocks, kv) in enumerate(zip(latest, window.layers, strict=True))
             )
             window._slide()
         return window
@@ -85,10 +88,9 @@ class StreamWindow:
             self.layers = tuple(kv.last(self.n_local) for kv in self.layers)
 
 
-def _stored_tokens(memory: VideoMemory, layer: int, num_blocks: int, *, like: KV) -> KV:
-    """The last stored blocks of a layer as tokens, where and of the type that the window's are."""
-    latest = last_blocks(memory, layer, num_blocks)
-    blocks = memory.gather(layer, latest.segment_nos, latest.slots)
+def tokens_of(memory: VideoMemory, layer: int, segment_nos: np.ndarray, slots: np.ndarray, *, like: KV) -> KV:
+    """Stored blocks as tokens, one block after the other, where and of the type that `like` is."""
+    blocks = memory.gather(layer, segment_nos, slots)
     return KV(
         blocks.keys_bNGd.flatten(0, 1).to(like.keys_TGd), blocks.values_bNGd.flatten(0, 1).to(like.values_TGd)
     )

@@ -19,7 +19,7 @@ from streamkv.attention import KV, grouped_queries, grouped_query
 from streamkv.layer_cache import LayerCache, attend_next, consecutive
 from streamkv.memory import VideoMemory
 from streamkv.models.base import QuestionPrompt, VideoLLM
-from streamkv.prefill import SystemKV
+from streamkv.prefill import SystemKV, tokens_of
 from streamkv.reading import LayerReading, Reading
 from streamkv.retrieval import BlockChoice, Candidates, Looks, Query, Retriever
 from streamkv.stopwatch import Stopwatch
@@ -245,25 +245,18 @@ def _rows_of(prompts: Sequence[Prompt], some: Container[Prompt]) -> Tensor:
 def _gather_each(memory: VideoMemory, layer: int, choices: Sequence[BlockChoice], *, like: KV) -> list[KV]:
     """Each choice's tokens, where and of the type that `like` is. A block that several read is read once."""
     if len(choices) == 1:
-        return [_read(memory, layer, choices[0].segment_nos, choices[0].slots, like)]
+        return [tokens_of(memory, layer, choices[0].segment_nos, choices[0].slots, like=like)]
     segment_nos, slots = (
         np.concatenate([getattr(c, name) for c in choices]) for name in ("segment_nos", "slots")
     )
     if not len(slots):
-        return [_read(memory, layer, segment_nos, slots, like)] * len(choices)
+        return [tokens_of(memory, layer, segment_nos, slots, like=like)] * len(choices)
     base = int(slots.max()) + 1
     blocks, places = np.unique(segment_nos * base + slots, return_inverse=True)
-    read = _read(memory, layer, blocks // base, blocks % base, like)
+    read = tokens_of(memory, layer, blocks // base, blocks % base, like=like)
     keys_bNGd, values_bNGd = (
         tensor.view(len(blocks), -1, *tensor.shape[1:]) for tensor in (read.keys_TGd, read.values_TGd)
     )
     rows_b = torch.from_numpy(places).to(keys_bNGd.device)
     each = torch.split(rows_b, [choice.num_blocks for choice in choices])
     return [KV(keys_bNGd[rows].flatten(0, 1), values_bNGd[rows].flatten(0, 1)) for rows in each]
-
-
-def _read(memory: VideoMemory, layer: int, segment_nos: np.ndarray, slots: np.ndarray, like: KV) -> KV:
-    blocks = memory.gather(layer, segment_nos, slots)
-    return KV(
-        blocks.keys_bNGd.flatten(0, 1).to(like.keys_TGd), blocks.values_bNGd.flatten(0, 1).to(like.values_TGd)
-    )

@@ -9,7 +9,7 @@ import numpy as np
 
 from streamkv.config import MethodConfig
 from streamkv.memory import VideoMemory
-from streamkv.retrieval.base import Candidates, Looks, Query
+from streamkv.retrieval.base import Candidates, Looks
 from streamkv.retrieval.topk import TopK
 from streamkv.types import Geometry
 
@@ -27,11 +27,6 @@ class Agreement(TopK):
     def __init__(self, method: MethodConfig, geometry: Geometry) -> None:
         super().__init__(method, geometry)
         self.is_adaptive = True
-
-    def reconsider(
-        self, memory: VideoMemory, queries: Sequence[Query], candidates: Sequence[Candidates]
-    ) -> Sequence[Candidates]:
-        return Agreement.reconsider_each(self, memory, [Looks(queries, candidates)])[0]  # as in `TopK.look`
 
     def reconsider_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[Sequence[Candidates]]:
         """One table a layer, of what any of them agreed on."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -85,45 +85,40 @@ class Looks(NamedTuple):
 class Retriever(ABC):
     """Which blocks a layer reads.
 
-    A policy says it for one question. It may do so for several of one memory in one pass, where that is faster, and
-    must say the same then (but for the last bits of scores).
+    It is asked about several questions of one memory at a time, and says of each what it would say of it alone (but for
+    the last bits of scores).
     """
 
     is_adaptive = False
     """Whether choices wait for what all layers found, so that the question runs twice."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        for one in ("look", "reconsider"):  # a policy that says another thing of one says it of several too
-            if one in vars(cls) and f"{one}_each" not in vars(cls):
-                setattr(cls, f"{one}_each", getattr(Retriever, f"{one}_each"))
 
     def __init__(self, method: MethodConfig, geometry: Geometry) -> None:
         self.method = method
         self.geometry = geometry
 
     @abstractmethod
-    def look(self, memory: VideoMemory, layer: int, query: Query) -> Candidates:
-        """What the layer can choose from."""
-
     def look_each(self, memory: VideoMemory, layer: int, queries: Sequence[Query]) -> list[Candidates]:
-        """What `look` says for each of several questions."""
-        return [self.look(memory, layer, query) for query in queries]
+        """For each question, what the layer can choose from."""
 
     def choose(self, candidates: Candidates, count: int | None = None) -> BlockChoice:
         """`count` of them, or as many as the policy takes by itself: all, unless it says otherwise."""
         return BlockChoice(candidates.segment_nos, candidates.slots)
 
-    def reconsider(
-        self, memory: VideoMemory, queries: Sequence[Query], candidates: Sequence[Candidates]
-    ) -> Sequence[Candidates]:
-        """Once all layers have looked: what each can choose from after all; as before, unless the policy says."""
-        return candidates
-
     def reconsider_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[Sequence[Candidates]]:
-        """What `reconsider` says for each of several questions."""
-        return [self.reconsider(memory, *look) for look in looks]
+        """Once all layers have looked: for each question what each can choose from after all; as before, unless the
+        policy says otherwise."""
+        return [look.candidates for look in looks]
 
     def allocate(self, candidates: Sequence[Candidates]) -> list[int]:
         """Each layer's count, from the scores of all layers."""
         return [c.num_blocks for c in candidates]
+
+    def look(self, memory: VideoMemory, layer: int, query: Query) -> Candidates:
+        """`look_each` for one question."""
+        return self.look_each(memory, layer, [query])[0]
+
+    def reconsider(
+        self, memory: VideoMemory, queries: Sequence[Query], candidates: Sequence[Candidates]
+    ) -> Sequence[Candidates]:
+        """`reconsider_each` for one question."""
+        return self.reconsider_each(memory, [Looks(queries, candidates)])[0]

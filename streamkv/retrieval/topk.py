@@ -26,12 +26,11 @@ class TopK(Retriever):
         self.is_adaptive = self.config.budget.policy != "uniform"
         self._num_recent = min(self.config.recent_blocks, self.config.blocks_per_layer)
 
-    def look(self, memory: VideoMemory, layer: int, query: Query) -> Candidates:
-        """The blocks of the segments that the layer's index finds; all blocks if `candidate_segments` is 0."""
-        return TopK.look_each(self, memory, layer, [query])[0]  # a policy's own may come back to here
-
     def look_each(self, memory: VideoMemory, layer: int, queries: Sequence[Query]) -> list[Candidates]:
-        """One search, and one table of what any of them found."""
+        """The blocks of the segments that the layer's index finds; all blocks if `candidate_segments` is 0.
+
+        One search, and one table of what any of them found.
+        """
         if not self.config.candidate_segments:
             table = memory.table(layer)
             return [_candidates(table, scores) for scores in self._scores_each(table, queries)]

@@ -6,6 +6,7 @@ from streamkv.store.object_store import ObjectStore
 from streamkv.store.opening import is_store
 from streamkv.store.reader import StreamReader, StreamSnapshot
 from streamkv.store.records import (
+    ENDED,
     NEXT,
     Front,
     Gap,
@@ -23,6 +24,7 @@ from streamkv.store.tiers import Offloaded, TierState
 from streamkv.store.watch_rows import Due, WatchRecord
 
 __all__ = [
+    "ENDED",
     "NEXT",
     "Aged",
     "Due",

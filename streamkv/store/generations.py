@@ -23,12 +23,9 @@ from streamkv.errors import StoreError
 from streamkv.store import rows
 from streamkv.store.layout import later_id
 from streamkv.store.object_rows import Transaction, note_removed
-from streamkv.store.records import NEXT, RETENTION, check_not_held
+from streamkv.store.records import ENDED, NEXT, RETENTION, check_not_held
 from streamkv.store.tables import GapRow, RemovedRow, SegmentRow, StreamRow
 from streamkv.store.watch_rows import forget_watches, give_watches
-
-ENDED = ("done", "failed", "stopped")
-"""States of a stream that nobody writes."""
 
 
 class Removed(NamedTuple):

@@ -21,6 +21,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 StreamState = Literal["registered", "ingesting", "paused", "done", "failed", "stopped"]
 STREAM_STATES: tuple[str, ...] = get_args(StreamState)
+ENDED: tuple[StreamState, ...] = ("done", "failed", "stopped")
+"""Of a stream that nobody writes."""
 
 NEXT = "@next"
 """Ends the name of a stream that is being made to take the place of another; see `generations`."""

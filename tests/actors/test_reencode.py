@@ -112,7 +112,7 @@ def test_a_new_supervisor_puts_what_is_whole_in_its_place(
     stage: Stage, workers: LocalWorkers, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The old one stops between the last commit and the switch."""
-    monkeypatch.setattr(supervisor, "_switch", lambda stream_id: None)
+    monkeypatch.setattr(supervisor._switching, "try_all", lambda store: None)
     supervisor.reencode("a", SIGNS)
     wait_until(lambda: (now := supervisor.stream("a").next) is not None and now.state == "done")
     supervisor.shutdown()

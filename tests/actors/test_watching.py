@@ -41,7 +41,7 @@ class HeldFootage(Footage):
 
 
 def told(supervisor: Supervisor, watch_id: str) -> list[tuple[int, str]]:
-    (events,) = supervisor.watch_events([(watch_id, -1)], 1000)
+    (events,) = supervisor.watching.events([(watch_id, -1)], 1000)
     assert events is not None
     return [(event.body["segment"], event.body["answer"]) for event in events]
 
@@ -55,24 +55,24 @@ def watched(stage: Stage, workers: LocalWorkers) -> tuple[Supervisor, str, str]:
     """A stream of 30 segments with a watch that changes at each, and one at every third; neither is asked yet."""
     supervisor = stage.open(workers, method=SURE)
     supervisor.add_stream("a", str(LENGTH))
-    each, _ = supervisor.add_watch(NewWatch("a", "every 1"))
-    third, _ = supervisor.add_watch(NewWatch("a", "every 3"))
+    each, _ = supervisor.watching.add(NewWatch("a", "every 1"))
+    third, _ = supervisor.watching.add(NewWatch("a", "every 3"))
     return supervisor, each.watch_id, third.watch_id
 
 
 def test_watches_hear_every_segment_and_tell_each_change_once(stage: Stage) -> None:
     footage = HeldFootage()
     supervisor, each, third = watched(stage, LocalWorkers(stage.root, footage))
-    never = supervisor.add_watch(NewWatch("a", "never"))[0]
+    never = supervisor.watching.add(NewWatch("a", "never"))[0]
     footage.go.set()
     wait_for_end(supervisor)
     stage.check({"a": LENGTH})
     assert told(supervisor, each) == expected(1)
     assert told(supervisor, third) == expected(3)
-    view = supervisor.watch(never.watch_id)
+    view = supervisor.watching.one(never.watch_id)
     assert (view.num_events, view.answer, view.segment_no) == (0, "", SEGMENTS - 1)
-    assert supervisor.watch(third).answer == "9"
-    (page,) = supervisor.watch_events([(third, 2)], 2)
+    assert supervisor.watching.one(third).answer == "9"
+    (page,) = supervisor.watching.events([(third, 2)], 2)
     assert page is not None
     assert [event.body["segment"] for event in page] == [3, 6]
     assert page[0].body["start_s"] == 12.0
@@ -156,15 +156,15 @@ def test_watches_come_and_go_while_their_stream_runs(stage: Stage) -> None:
     supervisor.add_stream("a", "400")
     wait_until(lambda: supervisor.stream("a").num_segments > 2)
     before = supervisor.stream("a").num_segments
-    one = supervisor.add_watch(NewWatch("a", "every 1"))[0].watch_id
-    other = supervisor.add_watch(NewWatch("a", "every 1"))[0].watch_id
+    one = supervisor.watching.add(NewWatch("a", "every 1"))[0].watch_id
+    other = supervisor.watching.add(NewWatch("a", "every 1"))[0].watch_id
     wait_until(lambda: len(told(supervisor, one)) > 2)
-    supervisor.remove_watch(other)
+    supervisor.watching.remove(other)
     wait_for_end(supervisor)
     heard = [no for no, _ in told(supervisor, one)]
     assert heard == list(range(heard[0], 100))
     assert before <= heard[0] <= before + 2, "from the next one that is prefilled on"
-    assert [view.watch_id for view in supervisor.watches("a")] == [one]
+    assert [view.watch_id for view in supervisor.watching.all("a")] == [one]
     answered = supervisor.stats()["watch_answers"]
     assert answered < 2 * len(heard), "one that is removed is asked no more"
 
@@ -176,7 +176,7 @@ def test_a_prefiller_that_cannot_be_told_now_is_told_later(stage: Stage) -> None
     supervisor.add_stream("a", str(LENGTH))
     wait_until(lambda: supervisor.stream("a").state == "ingesting")
     workers.prefillers[0].is_away = True
-    watch = supervisor.add_watch(NewWatch("a", "every 1"))[0].watch_id
+    watch = supervisor.watching.add(NewWatch("a", "every 1"))[0].watch_id
     workers.prefillers[0].is_away = False
     wait_until(lambda: "a" in workers.prefillers[0].instance._watches)
     wait_until(lambda: len(workers.prefillers[0].instance._watches["a"]) == 1)
@@ -203,9 +203,9 @@ def test_what_is_no_watch_is_refused(
     refusing: Supervisor, new: NewWatch, error: type[StreamKVError], words: str
 ) -> None:
     with pytest.raises(error, match=words) as caught:
-        refusing.add_watch(new)
+        refusing.watching.add(new)
     assert "hunter2" not in str(caught.value)
-    assert refusing.watches() == []
+    assert refusing.watching.all() == []
 
 
 @pytest.fixture
@@ -226,23 +226,23 @@ def test_a_model_that_does_not_say_how_sure_it_is_has_no_least_confidence(stage:
     )
     supervisor.add_stream("a", "1000")
     with pytest.raises(WatchError, match="leave it out"):
-        supervisor.add_watch(NewWatch("a", "every 1", min_confidence=0.5))
-    assert supervisor.add_watch(NewWatch("a", "every 1"))[0].min_confidence == 0
-    supervisor.add_watch(NewWatch("a", "every 1", min_confidence=0))
+        supervisor.watching.add(NewWatch("a", "every 1", min_confidence=0.5))
+    assert supervisor.watching.add(NewWatch("a", "every 1"))[0].min_confidence == 0
+    supervisor.watching.add(NewWatch("a", "every 1", min_confidence=0))
     with pytest.raises(WatchLimitError, match=r"has 2 watches, allowed are 2"):
-        supervisor.add_watch(NewWatch("a", "every 1"))
+        supervisor.watching.add(NewWatch("a", "every 1"))
 
 
 def test_a_secret_is_said_once_and_shown_nowhere(stage: Stage) -> None:
     supervisor = stage.open(LocalWorkers(stage.root, Footage(pace_s=0.1)), method=SURE)
     supervisor.add_stream("a", "1000")
     new = NewWatch("a", "every 1", url="http://bob:hunter2@127.0.0.1:9/hook?key=hunter2")
-    view, secret = supervisor.add_watch(new)
+    view, secret = supervisor.watching.add(new)
     assert secret.startswith("whsec_")
     assert view.webhook == "http://127.0.0.1:9/***"
-    again, none = supervisor.add_watch(NewWatch("a", "every 1", url="http://127.0.0.1:9", secret=secret))
+    again, none = supervisor.watching.add(NewWatch("a", "every 1", url="http://127.0.0.1:9", secret=secret))
     assert none == "", "the asker knows it"
-    shown = f"{view} {again} {supervisor.watches()} {new} {supervisor._ready().watches_of('a')}"
+    shown = f"{view} {again} {supervisor.watching.all()} {new} {supervisor._ready().watches_of('a')}"
     assert "hunter2" not in shown
     assert secret not in shown
 
@@ -250,12 +250,12 @@ def test_a_secret_is_said_once_and_shown_nowhere(stage: Stage) -> None:
 def test_a_removed_stream_takes_its_watches_with_it(stage: Stage) -> None:
     supervisor = stage.open(LocalWorkers(stage.root, Footage(pace_s=0.002)), method=SURE)
     supervisor.add_stream("a", "4000")
-    watch = supervisor.add_watch(NewWatch("a", "every 1"))[0].watch_id
+    watch = supervisor.watching.add(NewWatch("a", "every 1"))[0].watch_id
     wait_until(lambda: len(told(supervisor, watch)) > 1)
     supervisor.remove_stream("a")
-    assert supervisor.watches() == []
-    assert supervisor.watch_events([(watch, -1)], 10) == [None]
+    assert supervisor.watching.all() == []
+    assert supervisor.watching.events([(watch, -1)], 10) == [None]
     with pytest.raises(UnknownWatchError):
-        supervisor.remove_watch(watch)
+        supervisor.watching.remove(watch)
     with pytest.raises(UnknownStreamError):
-        supervisor.watches("a")
+        supervisor.watching.all("a")
