@@ -7,9 +7,6 @@ twice, when the process ends between its arrival and the note of it; `webhook-id
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import json
 import logging
 import threading
@@ -18,12 +15,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import httpx
+from standardwebhooks import Webhook
 
 from actors.failures import describe
 from actors.timing import StageClock
 from streamkv.config import WatchConfig
 from streamkv.store.watch_rows import Due, WatchRows
-from streamkv.watches import WatchEvent, event_body, secret_key
+from streamkv.watches import WatchEvent, event_body
 
 POLL_S, STEP_S = 1.0, 0.1
 CONNECTIONS = 64
@@ -36,13 +34,6 @@ log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs, and some hold a password
 
 
-def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
-    """The header `webhook-signature` (standardwebhooks.com)."""
-    signed = f"{message_id}.{timestamp}.".encode() + body
-    digest = hmac.new(secret_key(secret), signed, hashlib.sha256).digest()
-    return f"v1,{base64.b64encode(digest).decode()}"
-
-
 def message_id(event: WatchEvent) -> str:
     """The same at every try, and of no other event."""
     return f"{event.watch_id}-{event.segment_no}"
@@ -52,15 +43,16 @@ def request_of(due: Due, now: float) -> tuple[dict[str, str], bytes]:
     """Headers and body of a try at `now`, seconds since 1970."""
     fired = datetime.fromtimestamp(due.event.fired_at, UTC).isoformat()
     content = {"type": "watch.fired", "timestamp": fired, "data": event_body(due.event)}
-    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     name, timestamp = message_id(due.event), int(now)
+    signed = Webhook(due.secret).sign(name, datetime.fromtimestamp(timestamp, UTC), body)
     headers = {
         "content-type": "application/json",
         "webhook-id": name,
         "webhook-timestamp": str(timestamp),
-        "webhook-signature": signature(due.secret, name, timestamp, body),
+        "webhook-signature": signed,
     }
-    return headers, body
+    return headers, body.encode()
 
 
 def pause_s(tries: int, config: WatchConfig) -> float:

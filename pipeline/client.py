@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
+from httpx_sse import EventSource
 
 from pipeline.keys import key_from_environment
 
@@ -19,7 +20,9 @@ SILENCE_S = 45.0
 """Of a connection that waits for events: the server says every 15 s that it is there."""
 RECONNECT_S = 2.0
 RECONNECTS = 5
-"""In a row without an event or a sign of life in between."""
+"""In a row that do not last."""
+STEADY_S = 20.0
+"""A connection that lasts so long is one that works, though nothing may happen on it."""
 
 
 class ServerError(Exception):
@@ -160,13 +163,14 @@ class Client:
         """
         failures, why = 0, ""
         while failures <= RECONNECTS:
+            begun = time.monotonic()
             try:
                 for kind, data in self._events(watch_id, after):
                     if kind == "error":
                         is_over = data["error"]["type"] == "UnknownWatchError"
                         raise ServerError(404 if is_over else 503, **_words(data["error"]))
-                    failures = 0
                     if kind == "change":
+                        failures = 0
                         after = data["segment"]
                         yield data
                 why = "the connection was cut"
@@ -176,12 +180,13 @@ class Client:
                 why = str(exc)
             except httpx.TransportError as exc:
                 why = type(exc).__name__
-            failures += 1
+            was_steady = time.monotonic() - begun >= STEADY_S
+            failures = 1 if was_steady else failures + 1
             time.sleep(RECONNECT_S)
         raise NotRunningError(f"server {self.url}: it gives no more events ({why}); see: streamkv watch ls")
 
     def _events(self, watch_id: str, after: int) -> Iterator[tuple[str, Json]]:
-        """What one connection brings; `alive` whenever the server says that it is there."""
+        """What one connection brings."""
         path = f"/v1/watches/{quote(watch_id, safe='')}/events"
         headers = {"Last-Event-ID": str(after)}
         timeout = httpx.Timeout(TIMEOUT_S, read=SILENCE_S)
@@ -189,7 +194,9 @@ class Client:
             if not response.is_success:
                 response.read()
                 raise _error_of(response)
-            yield from read_events(response.iter_lines())
+            for event in EventSource(response).iter_sse():
+                if event.data:
+                    yield event.event, json.loads(event.data)
 
     def pools(self) -> list[Json]:
         pools: list[Json] = self._call("GET", "/v1/pools")["pools"]
@@ -232,21 +239,6 @@ class Client:
         return NotRunningError(
             f"server {self.url}: no answer ({type(exc).__name__}); start it with: streamkv up"
         )
-
-
-def read_events(lines: Iterable[str]) -> Iterator[tuple[str, Json]]:
-    """Server-sent events as the server writes them: their type and their data; `alive` for comments."""
-    kind = ""
-    for line in lines:
-        name, _, value = line.partition(": ")
-        if name == "event":
-            kind = value
-        elif name == "data":
-            yield kind, json.loads(value)
-        elif not name:  # a comment, or the end of an event
-            kind = ""
-            if line:
-                yield "alive", {}
 
 
 def _words(error: Json) -> Json:

@@ -170,15 +170,15 @@ def check_webhook(url: str, secret: str) -> None:
     if not is_good or any(c.isspace() or not c.isprintable() for c in url):
         raise WatchError("webhook url: allowed http://... or https://... with a host")
     if secret:
-        secret_key(secret)
+        check_secret(secret)
 
 
 def new_secret() -> str:
     return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
-def secret_key(secret: str) -> bytes:
-    """The bytes that sign. WatchError when the secret has another form; the message does not show it."""
+def check_secret(secret: str) -> None:
+    """WatchError when the secret has another form; the message does not show it."""
     least, most = SECRET_BYTES
     try:
         key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
@@ -189,7 +189,6 @@ def secret_key(secret: str) -> bytes:
             f"webhook secret: allowed {SECRET_PREFIX} and {least} to {most} bytes in base64; "
             "leave it out, and one is made"
         )
-    return key
 
 
 def shown_url(url: str) -> str:

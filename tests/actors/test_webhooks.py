@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from stage import IDENTITY, wait_until
+from standardwebhooks import Webhook
 from tiny import random_segment_kv
 from webhook_receiver import Receiver, verify
 
 from actors.store_actor import StoreActor
-from actors.webhooks import pause_s, signature
+from actors.webhooks import pause_s
 from streamkv.config import StoreConfig, WatchConfig
 from streamkv.store import write_segment
 from streamkv.types import Evidence
-from streamkv.watches import Watch, WatchAnswer, new_secret, secret_key
+from streamkv.watches import Watch, WatchAnswer, check_secret, new_secret
 
 QUICK = WatchConfig(first_pause_s=0.05, longest_pause_s=0.2, timeout_s=10, tries=5)
 
@@ -79,9 +81,10 @@ def test_the_signature_is_that_of_the_specification() -> None:
     """The example of Standard Webhooks' own libraries."""
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     body = b'{"test": 2432232314}'
-    found = signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
+    at = datetime.fromtimestamp(1614265330, UTC)
+    found = Webhook(secret).sign("msg_p5jXN8AQM9LWM0D4loKWxJek", at, body.decode())
     assert found == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
-    assert len(secret_key(secret)) == 24
+    check_secret(secret)  # of 24 bytes, which is allowed
 
 
 def test_a_receiver_that_fails_twice_gets_its_event_signed(town: Town) -> None:

@@ -20,11 +20,11 @@ from streamkv.watches import (
     WatchAnswer,
     WatchQuestion,
     ask_segment,
+    check_secret,
     check_webhook,
     is_change,
     method_of_watches,
     new_secret,
-    secret_key,
     shown,
     shown_url,
 )
@@ -138,7 +138,8 @@ def test_secrets_of_another_form_are_refused_and_not_repeated(secret: str) -> No
 def test_secrets_that_are_made_are_good_and_differ() -> None:
     one, other = new_secret(), new_secret()
     assert one != other
-    assert len(secret_key(one)) == 32
+    check_secret(one)
+    assert len(base64.b64decode(one.removeprefix("whsec_"))) == 32
 
 
 @pytest.mark.parametrize(
