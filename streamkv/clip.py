@@ -203,9 +203,8 @@ def _encode(parts: Sequence[Part], path: Path, check: Check) -> Clip | None:
             stamp = max(round((time - begin) / BASE), latest + 1)
             image = _upright(picture.image).reformat(output.width, output.height, "yuv420p")
             image.time_base, image.pts, latest = BASE, stamp, stamp
-            image.pict_type = (
-                av.video.frame.PictureType.NONE
-            )  # the source's own keyframes would be kept as such
+            # Else the source's own keyframes would be kept as such.
+            image.pict_type = av.video.frame.PictureType.NONE
             for packet in output.encode(image):
                 num_bytes += packet.size
                 container.mux(packet)

@@ -31,9 +31,8 @@ class Coverage(Agreement):
 
     def agree_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[list[int]]:
         best = super().agree_each(memory, looks)
-        unsure = [
-            i for i, segment_nos in enumerate(best) if len(segment_nos) > 1
-        ]  # else nothing comes near it
+        # Of a single segment nothing else comes near it.
+        unsure = [i for i, segment_nos in enumerate(best) if len(segment_nos) > 1]
         if unsure:
             found = self._scores_of_tokens(memory, [looks[i].queries for i in unsure])
             for i, scores in zip(unsure, found, strict=True):

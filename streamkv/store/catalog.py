@@ -194,12 +194,12 @@ class Catalog:
         with self._reading() as session:
             if name is None:
                 return rows.infos(session)
-            return rows.infos(session, StreamRow.id == rows.by_name(session, name).id)
+            return rows.infos(session, rows.named(name)) or rows.fail_unknown(session, name)
 
     def record(self, name: str) -> StreamRecord:
         """UnknownStreamError when it is not there."""
         with self._reading() as session:
-            return rows.records(session, StreamRow.id == rows.by_name(session, name).id)[0]
+            return (rows.records(session, rows.named(name)) or rows.fail_unknown(session, name))[0]
 
     def records(self) -> list[StreamRecord]:
         """All streams, by id."""

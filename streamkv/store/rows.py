@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
@@ -163,10 +163,11 @@ def named(ref: str) -> ColumnElement[bool]:
 
 def by_name(session: Session, ref: str) -> StreamRow:
     """UnknownStreamError when there is no stream of that name, or of that later id."""
-    stream = session.scalars(select(StreamRow).where(named(ref))).first()
-    if stream is None:
-        raise unknown(session, ref)
-    return stream
+    return session.scalars(select(StreamRow).where(named(ref))).first() or fail_unknown(session, ref)
+
+
+def fail_unknown(session: Session, ref: str) -> NoReturn:
+    raise unknown(session, ref)
 
 
 def unknown(session: Session, stream_id: str) -> UnknownStreamError:

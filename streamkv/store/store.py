@@ -397,7 +397,9 @@ class SegmentStore:
         return name if layout.is_later_id(name) else self._catalog.generations.id_of(name)
 
     def _makes_room(self, stream_id: str) -> bool:
-        return self.retention.when_full == "oldest" and not self._catalog.record(stream_id).is_next
+        if self.retention.when_full != "oldest":
+            return False
+        return not (layout.is_later_id(stream_id) and self._catalog.record(stream_id).is_next)
 
     def _delete(self, what: str, removed: Sequence[Removed]) -> None:
         failed = [path for each in removed for path in self._deletion.delete_removed(*each)]
