@@ -17,6 +17,7 @@ StreamKVError
     ├── StreamIdError         the stream id is not a safe name
     ├── ForeignStoreError     the store was written by another model or format
     ├── CorruptSegmentError   a segment file does not match its checksums
+    │   ├── MissingFileError      a segment's file is not on the local disk
     │   └── MissingObjectError    a segment's object is not in the object store
     ├── SegmentGoneError      a segment was deleted while it was being read
     ├── StoreFullError        the disk is full, or a stream or a tenant has all it may have
@@ -99,6 +100,10 @@ class ForeignStoreError(StoreError):
 
 class CorruptSegmentError(StoreError):
     """A segment file is cut, altered or missing."""
+
+
+class MissingFileError(CorruptSegmentError):
+    """A segment's file is not on the local disk."""
 
 
 class MissingObjectError(CorruptSegmentError):

@@ -70,7 +70,9 @@ def note_use(path: Path, at_s: float) -> None:
 @contextmanager
 def use_not_noted(path: Path) -> Iterator[None]:
     """Reading within the block does not count as use."""
-    before = path.stat().st_atime if path.exists() else None
+    before = None
+    with suppress(FileNotFoundError):
+        before = path.stat().st_atime
     yield
     if before is not None:
         note_use(path, before)

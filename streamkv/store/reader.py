@@ -18,7 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from streamkv.errors import CorruptSegmentError, ForeignStoreError, SegmentGoneError, StoreError
+from streamkv.errors import (
+    CorruptSegmentError,
+    ForeignStoreError,
+    MissingFileError,
+    SegmentGoneError,
+    StoreError,
+)
 from streamkv.memory import BlockTable, Ranked, SegmentInfo, VideoMemory
 from streamkv.store import durable
 from streamkv.store.catalog import Catalog, Progress
@@ -105,7 +111,7 @@ class SegmentFiles:
         """The file, or the one that has taken its place since the caller's snapshot: the same blocks, aged."""
         try:
             return self._opened(place)
-        except CorruptSegmentError:
+        except CorruptSegmentError as exc:
             now = self._look_up(place.stream_id, place.segment_no)
             if now is None:
                 raise SegmentGoneError(
@@ -116,7 +122,8 @@ class SegmentFiles:
                 if now.epoch != place.epoch:
                     raise
                 return self._found(now)
-            if self._fetch is None or (self._root / place.path).exists():
+            # By what was seen, not by whether it is there now: another process may have fetched it since.
+            if self._fetch is None or not isinstance(exc, MissingFileError):
                 raise
         return self._checked(place, self._fetch(place))
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from streamkv.errors import CorruptSegmentError, ForeignStoreError
+from streamkv.errors import CorruptSegmentError, ForeignStoreError, MissingFileError
 from streamkv.store.codecs import CODECS
 from streamkv.store.header import SegmentHeader
 from streamkv.store.layout import segment_path
@@ -251,7 +251,7 @@ class SegmentFile:
         try:
             return step(*args, **kwargs)
         except FileNotFoundError as exc:
-            raise CorruptSegmentError(f"{self.path}: the segment file is missing") from exc
+            raise MissingFileError(f"{self.path}: the segment file is missing") from exc
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as exc:
             raise CorruptSegmentError(f"{self.path}: cut or altered: {exc}") from exc
 

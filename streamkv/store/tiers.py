@@ -17,14 +17,20 @@ import threading
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
-from streamkv.errors import CorruptSegmentError, ForeignStoreError, ObjectStoreError, StoreError
+from streamkv.errors import (
+    CorruptSegmentError,
+    ForeignStoreError,
+    MissingFileError,
+    ObjectStoreError,
+    StoreError,
+)
 from streamkv.store import durable, layout
 from streamkv.store.catalog import Catalog
 from streamkv.store.local_disk import LocalDisk
@@ -176,9 +182,8 @@ class Tiers:
             StoreError: the local disk does not take it.
         """
         with self._one_at_a_time(place.path):
-            path = self._root / place.path
-            if path.exists():  # another thread or process was first
-                return SegmentFile(path)
+            with suppress(MissingFileError):  # not missing: another thread or process was first
+                return SegmentFile(self._root / place.path)
             return self.restore(place)
 
     def restore(self, place: SegmentPlace) -> SegmentFile:

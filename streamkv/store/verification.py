@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-from streamkv.errors import CorruptSegmentError, ForeignStoreError, MissingObjectError
+from streamkv.errors import CorruptSegmentError, ForeignStoreError, MissingFileError, MissingObjectError
 from streamkv.store import durable, layout
 from streamkv.store.object_store import ObjectInfo
 from streamkv.store.parts import Parts
@@ -36,11 +36,15 @@ def find_problems(
     removed = set(catalog.objects.removed())
     broken: list[Problem] = []
     for i, place in enumerate(places):
-        path, is_uploaded = root / place.path, place.path in uploaded
-        if path.exists() or not is_uploaded or tiers is None:
-            broken += _problem(root, parts.identity, place, is_away=is_uploaded)
+        is_uploaded = place.path in uploaded
+        problem = _problem(root, parts.identity, place)
         if tiers is not None and is_uploaded:
+            broken += [problem] if problem is not None and problem.kind != "missing" else []
             broken += _object_problem(tiers, place, objects.get(place.path), read=read_objects)
+        elif problem is not None:
+            is_away = is_uploaded and problem.kind == "missing"
+            detail = f"{problem.detail}; it was uploaded: set store.remote" if is_away else problem.detail
+            broken.append(replace(problem, detail=detail))
         if on_file is not None:
             on_file(i + 1, len(places))
     named = {place.path for place in places}
@@ -52,17 +56,19 @@ def find_problems(
     ]
 
 
-def _problem(root: Path, identity: ModelIdentity, place: SegmentPlace, *, is_away: bool) -> Iterator[Problem]:
+def _problem(root: Path, identity: ModelIdentity, place: SegmentPlace) -> Problem | None:
+    """Of the file on the local disk."""
     path = root / place.path
     try:
         with durable.use_not_noted(path):
             file = SegmentFile(path)
             check_belongs(file, place, identity)
             file.verify(place.checksum)
+    except MissingFileError as exc:
+        return Problem("missing", place.path, str(exc), place.stream_id)
     except (CorruptSegmentError, ForeignStoreError) as exc:
-        kind: Literal["corrupt", "missing"] = "corrupt" if path.exists() else "missing"
-        advice = "; it was uploaded: set store.remote" if is_away and kind == "missing" else ""
-        yield Problem(kind, place.path, f"{exc}{advice}", place.stream_id)
+        return Problem("corrupt", place.path, str(exc), place.stream_id)
+    return None
 
 
 def _object_problem(

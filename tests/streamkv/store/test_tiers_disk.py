@@ -22,7 +22,7 @@ from store_samples import (
 from tiered_store import Tiered, damage, last_used, local, places, read
 
 from streamkv.errors import CorruptSegmentError, MissingObjectError, ObjectStoreError
-from streamkv.store import ObjectStore
+from streamkv.store import ObjectStore, SegmentPlace
 from streamkv.store.local_disk import ABANDONED_S
 
 
@@ -186,6 +186,27 @@ def test_stores_that_want_one_file_at_once_both_get_it(tiered: Tiered) -> None:
             thread.join()
         assert failed == []
         assert store.verify() == []
+
+
+def test_a_file_that_another_process_fetches_just_after_it_was_missed_is_read(
+    tiered: Tiered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tiered.open() as store:
+        filled(store, 2)
+    with tiered.open(0.1) as store:
+        store.offload()
+        assert local(store) == []
+        files = store.reader("cam").snapshot._files
+        look_up = files._look_up
+
+        def look_up_late(stream_id: str, segment_no: int) -> SegmentPlace | None:
+            with tiered.open(read_only=True) as other:
+                read(other, segment_no)
+            return look_up(stream_id, segment_no)
+
+        monkeypatch.setattr(files, "_look_up", look_up_late)
+        read(store, 1)
+        assert local(store) == [1]
 
 
 def test_maps_of_files_that_left_are_let_go(tiered: Tiered, monkeypatch: pytest.MonkeyPatch) -> None:
