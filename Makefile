@@ -16,8 +16,8 @@ help:  ## Show the targets
 demo: $(INSTALLED)  ## Generated streams in, answers out, in a minute or two
 	@$(BIN)/streamkv demo
 
-test: $(INSTALLED)  ## All tests, two files at a time (TEST_WORKERS); those of Ray start clusters on this machine
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+test: $(INSTALLED)  ## All tests, by two workers (TEST_WORKERS), one of which has those that start clusters on this machine
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 
 lint: $(INSTALLED)  ## Style and types
 	@$(BIN)/ruff check .

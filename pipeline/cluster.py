@@ -18,8 +18,12 @@ from pathlib import Path
 from actors.roles import NAMESPACE, ROLES
 from streamkv.config import PipelineConfig
 
+log = logging.getLogger("streamkv.server")
+
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Segments' features in flight; keys and values never pass through it."""
+TOO_SLOW = "timed out during startup"
+"""What Ray says of a node that a busy machine starts too slowly."""
 PLENTY = 1_000
 """Of each role's resource, on a machine that plays all roles."""
 
@@ -41,28 +45,42 @@ def local_ray(config: PipelineConfig, temp: Path) -> Iterator[None]:
         RAY_USAGE_STATS_ENABLED="0",
         RAY_worker_niceness="0",  # Ray's own is 15, so that anything else on the machine would come first
         RAY_task_events_report_interval_ms="0",  # a history of calls that only a dashboard shows, and there is none
+        RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="30",  # of 5 s, three too few on a busy machine have a proxy killed
     )
     if config.serve.proxy == "haproxy":
         os.environ.update(haproxy_environment(temp))
     import ray
 
     try:
-        ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            num_cpus=max(os.cpu_count() or 1, round(cpus_needed(config) + 0.5)),
-            resources=dict.fromkeys(ROLES, PLENTY),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=True,
-            logging_level=logging.WARNING,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(temp),
-        )
+        try:
+            _start(config, temp)
+        except Exception as exc:  # Ray has no class for it
+            if TOO_SLOW not in str(exc):
+                raise
+            log.warning("Ray did not start within its 30 s; once more")
+            ray.shutdown()
+            _start(config, temp)
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def _start(config: PipelineConfig, temp: Path) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        namespace=NAMESPACE,
+        num_cpus=max(os.cpu_count() or 1, round(cpus_needed(config) + 0.5)),
+        resources=dict.fromkeys(ROLES, PLENTY),
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=True,
+        logging_level=logging.WARNING,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(temp),
+    )
 
 
 def haproxy_environment(temp: Path) -> dict[str, str]:

@@ -37,6 +37,17 @@ def _no_cluster_in_unit_tests(
     yield
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (`-n 2 --dist loadgroup`) files stay whole, and one worker has all that start a Ray.
+
+    Two Rays that start at once on two cores take more than twice as long, and sometimes longer than Ray waits.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)  # the longest group is begun first
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Lists skips that no missing GPU explains; `pytest_sessionfinish` makes them fail the run."""
     for where, reason in _unexplained(terminalreporter):

@@ -38,4 +38,4 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> I
         live.up()
         yield live
     finally:
-        live.down()
+        live.discard()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import psutil
 
 from pipeline.client import Client
 from pipeline.home import Home, ServerRecord
+from pipeline.processes import kill_all, orphans
 from streamkv.store import SegmentStore
 
 START_S = 240
@@ -82,6 +84,14 @@ class LiveServer:
         for process in all_of_it:
             process.kill()
         psutil.wait_procs(all_of_it, timeout=20)
+
+    def discard(self) -> None:
+        """Ends all of it at once, for a test that is over; `down` is the proper way, and takes seconds."""
+        record = self.home.read()
+        if record is not None:
+            kill_all([*record.process.descendants(), record.process])
+            kill_all(orphans(record.process))
+            shutil.rmtree(record.ray_temp, ignore_errors=True)
 
     def log(self) -> str:
         return "\n".join(self.home.log.read_text().splitlines()[-60:])

@@ -29,7 +29,7 @@ def server(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[LiveServer]:
         live.up()
         yield live
     finally:
-        live.down()
+        live.discard()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pytest
 from live import SETTINGS, LiveServer, wait_for_end, wait_until
 from test_live import QUESTION, check_whole
 
-from pipeline import launch
 from streamkv.config import RetentionConfig
 from streamkv.store import SegmentStore
 
@@ -45,4 +44,4 @@ def test_full_tenant_pauses_and_others_go_on(tmp_path: Path, tiny_checkpoint: Pa
             assert answer["gaps"][0]["reason"] == "retention"
             assert min(evidence["start_s"] for evidence in answer["evidence"]) >= answer["gaps"][0]["end_s"]
     finally:
-        launch.stop(server.home)
+        server.discard()

@@ -49,7 +49,7 @@ def server(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatc
         live.up()
         yield live
     finally:
-        live.down()
+        live.discard()
 
 
 def test_a_stream_that_kills_its_decoder_is_set_aside_and_costs_the_others_nothing(

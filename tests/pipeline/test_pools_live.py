@@ -56,7 +56,7 @@ def server(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatc
         live.up()
         yield live
     finally:
-        live.down()
+        live.discard()
 
 
 def left_alone(folder: Path, tiny_checkpoint: Path, film: Path) -> SegmentStore:

@@ -47,7 +47,7 @@ def two_replicas(
             wait_for_end(client, "lobby")
         yield live
     finally:
-        live.down()
+        live.discard()
 
 
 def ask_whole(url: str, stop: threading.Event, found: Outcomes) -> None:

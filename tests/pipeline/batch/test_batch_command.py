@@ -40,7 +40,7 @@ RUN_S = 240
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, WrittenWorld]:
     folder = tmp_path_factory.mktemp("footage")
     return {
-        "long": write_world(folder, "long", seed=60, minutes=2, questions=3 * CHUNK),
+        "long": write_world(folder, "long", seed=60, minutes=2, questions=4 * CHUNK),
         "short": write_world(folder, "short", seed=61, minutes=0.5, questions=12),
     }
 
@@ -156,31 +156,38 @@ def by_ctrl_c(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGINT)
 
 
+def kill_a_worker(process: subprocess.Popen[str]) -> None:
+    children = psutil.Process(process.pid).children(recursive=True)
+    (worker,) = (p for p in children if "ray::MapWorker" in " ".join(p.cmdline()))
+    worker.kill()
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("stop", "status", "said"),
-    [(by_kill, -signal.SIGKILL, ""), (by_ctrl_c, 130, "to go on, give the same command again")],
-)
 def test_stopped_in_a_video_it_goes_on_and_ends_as_if_it_had_not_been(
     unkilled: tuple[dict[str, Any], list[dict[str, Any]]],
     log: Path,
     worlds: dict[str, WrittenWorld],
     tmp_path: Path,
-    stop: Callable[[subprocess.Popen[str]], None],
-    status: int,
-    said: str,
 ) -> None:
+    """By SIGKILL to all of it, then by Ctrl-C, then by SIGKILL to a worker, which it gets over by itself."""
     batch = Batch(log, footage(worlds), tmp_path / "answers.parquet", "--workers", "1")
-    got = batch.run_until(batch.journal, stop)
-    assert got[0] == status
-    assert said in got[1]
+
+    def more_than(count: int) -> Callable[[], bool]:
+        return lambda: len(batch.journal()) > count
+
+    assert batch.run_until(more_than(0), by_kill) == (-signal.SIGKILL, "")
     kept = {answer["key"]: answer for answer in batch.journal()}
     assert 0 < len(kept) < len(unkilled[1])
-    summary = batch.run()
+    status, said = batch.run_until(more_than(len(kept)), by_ctrl_c)
+    assert (status, "to go on, give the same command again" in said) == (130, True)
+    kept = {answer["key"]: answer for answer in batch.journal()}
+    assert len(kept) < len(unkilled[1])
+    status, said = batch.run_until(more_than(len(kept)), kill_a_worker)
+    assert status == 0
+    assert json.loads(said)["from_before"] == len(kept)
     rows = batch.rows()
     assert [same(row) for row in rows] == [same(row) for row in unkilled[1]]
-    assert summary["from_before"] == len(kept)
     for row in rows:
         if row["key"] in kept:
             assert {name: row[name] for name in kept[row["key"]]} == kept[row["key"]], "not asked again"
@@ -189,26 +196,6 @@ def test_stopped_in_a_video_it_goes_on_and_ends_as_if_it_had_not_been(
             assert all(row[name] == shown[name] for name in TIMES[:2]), "not shown again"
     assert not work_folder(batch.out).exists()
 
-
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-def test_a_worker_that_is_killed_costs_no_answer_and_a_second_run_nothing(
-    unkilled: tuple[dict[str, Any], list[dict[str, Any]]],
-    log: Path,
-    worlds: dict[str, WrittenWorld],
-    tmp_path: Path,
-) -> None:
-    def kill_a_worker(process: subprocess.Popen[str]) -> None:
-        children = psutil.Process(process.pid).children(recursive=True)
-        (worker,) = (p for p in children if "ray::MapWorker" in " ".join(p.cmdline()))
-        worker.kill()
-
-    batch = Batch(log, footage(worlds), tmp_path / "answers.parquet", "--workers", "1")
-    status, said = batch.run_until(batch.journal, kill_a_worker)
-    assert status == 0
-    assert json.loads(said)["answered"] == len(unkilled[1])
-    rows = batch.rows()
-    assert [same(row) for row in rows] == [same(row) for row in unkilled[1]]
     again = batch.run()
     assert (again["questions"], again["from_before"]) == (len({row["key"] for row in rows}),) * 2
     assert batch.rows() == rows
