@@ -21,7 +21,7 @@ from streamkv.latest import LatestPast
 from streamkv.memory import VideoMemory
 from streamkv.models import load_model
 from streamkv.question import OnToken, Question
-from streamkv.store import ModelIdentity, SegmentStore, StreamReader, StreamSnapshot
+from streamkv.store import ModelIdentity, NearTier, SegmentStore, StreamReader, StreamSnapshot
 from streamkv.together import Together, UnderWay
 from streamkv.types import Segment
 
@@ -112,6 +112,11 @@ class Answerer:
             self._store = SegmentStore.configured(
                 self.config.store, identity=ModelIdentity.of(self._model), read_only=True
             )
+            tiers = (
+                NearTier(str(self._model.device), self.config.serve.device_bytes),
+                NearTier("cpu", self.config.serve.host_bytes),
+            )
+            self._store.keep_near([tier for tier in tiers if tier.num_bytes])
         return self._store
 
 

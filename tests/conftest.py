@@ -37,6 +37,7 @@ def _no_cluster_in_unit_tests(
     yield
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers (`-n 2 --dist loadgroup`) files stay whole, and one worker has all that start a Ray.
 

@@ -102,6 +102,12 @@ class ServeConfig:
     batch_questions: int = 8
     """Questions that a replica, or a batch's worker, answers together. Each holds its blocks' keys and values on the
     device until it is answered: a 7B model's with 64 blocks of 196 tokens a layer 0.7 GB, the demo model's 1 MB."""
+    device_bytes: int = 0
+    """Bytes of stored blocks that a replica keeps on the model's device, those that questions read last; 0: none, and
+    each question copies its blocks there."""
+    host_bytes: int = 0
+    """Bytes of decoded blocks that a replica keeps in host memory behind that, pinned where there is a GPU; 0: none,
+    and files are read from the page cache."""
     max_queued: int = 64
     """Questions that may wait for a replica; more are refused with 503. Within it wait `batch_questions` more."""
     max_clip_s: float = 60.0
@@ -120,6 +126,8 @@ class ServeConfig:
                 need(self.timeout_s > 0, "serve.timeout_s", self.timeout_s, "> 0"),
                 need(self.max_new_tokens >= 1, "serve.max_new_tokens", self.max_new_tokens, ">= 1"),
                 need(self.max_queued >= 1, "serve.max_queued", self.max_queued, ">= 1"),
+                need(self.device_bytes >= 0, "serve.device_bytes", self.device_bytes, ">= 0"),
+                need(self.host_bytes >= 0, "serve.host_bytes", self.host_bytes, ">= 0"),
                 need(self.batch_questions >= 1, "serve.batch_questions", self.batch_questions, ">= 1"),
                 need(0 <= self.min_confidence <= 1, "serve.min_confidence", self.min_confidence, "0 to 1"),
                 need(0 < self.max_clip_s <= 3600, "serve.max_clip_s", self.max_clip_s, "above 0, up to 3600"),

@@ -2,6 +2,7 @@
 
 from streamkv.store.ageing import Aged
 from streamkv.store.layout import check_stream_id
+from streamkv.store.near import NearTier
 from streamkv.store.object_store import ObjectStore
 from streamkv.store.opening import is_store
 from streamkv.store.reader import StreamReader, StreamSnapshot
@@ -31,6 +32,7 @@ __all__ = [
     "Front",
     "Gap",
     "ModelIdentity",
+    "NearTier",
     "ObjectStore",
     "Offloaded",
     "Problem",

@@ -24,12 +24,14 @@ from streamkv.errors import (
     MissingFileError,
     SegmentGoneError,
     StoreError,
+    UnknownStreamError,
 )
 from streamkv.memory import BlockTable, Ranked, SegmentInfo, VideoMemory
 from streamkv.store import durable
 from streamkv.store.catalog import Catalog, Progress
 from streamkv.store.codecs import Codec
 from streamkv.store.index import SummaryIndex, faster
+from streamkv.store.near import BlockKey, NearBlocks
 from streamkv.store.records import ModelIdentity, SegmentPlace
 from streamkv.store.segment_file import SegmentFile, StoredBlocks, torch_dtype
 from streamkv.store.vectors import SummaryVectors
@@ -66,6 +68,7 @@ class SegmentFiles:
         self._max_open = max_open
         self._look_up = look_up
         self._fetch = fetch
+        self.near: NearBlocks | None = None  # in front of the files, where blocks are kept in memory
         self._noted: set[Path] = set()  # files whose use was noted lately
         self._noted_since = time.monotonic()
         self._lock = threading.Lock()
@@ -106,6 +109,12 @@ class SegmentFiles:
         with self._lock:
             self._open.pop(path, None)
             self._verified.pop(path, None)
+        self.forget_near([path])
+
+    def forget_near(self, paths: Iterable[str]) -> None:
+        """Gives up the blocks of these files that are kept in memory."""
+        if self.near is not None:
+            self.near.forget(paths)
 
     def _found(self, place: SegmentPlace) -> SegmentFile:
         """The file, or the one that has taken its place since the caller's snapshot: the same blocks, aged."""
@@ -213,6 +222,15 @@ class StreamSnapshot(VideoMemory):
         )
 
     def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
+        """From memory what is kept there (`near.py`), else from the files."""
+        near = self._files.near
+        if near is None:
+            return self._read(layer, segment_nos, slots)
+        asked = zip(segment_nos.tolist(), slots.tolist(), strict=True)
+        keys = [BlockKey(self._place(no).path, layer, slot) for no, slot in asked]
+        return near.gather(keys, lambda at: self._read(layer, segment_nos[at], slots[at]))
+
+    def _read(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
         """One copy, from the maps into the result; none when raw blocks lie side by side in one file.
 
         Only these blocks are decoded, straight into the result.
@@ -256,10 +274,13 @@ class StreamSnapshot(VideoMemory):
         return file
 
     def _file(self, segment_no: int) -> SegmentFile:
+        return self._files.get(self._place(segment_no))
+
+    def _place(self, segment_no: int) -> SegmentPlace:
         place = self._places.get(segment_no)
         if place is None:
             raise StoreError(f"stream {self.stream_id!r}: no segment {segment_no} among {len(self._places)}")
-        return self._files.get(place)
+        return place
 
 
 def _runs(segment_nos: np.ndarray, slots: np.ndarray) -> Iterator[tuple[int, int, int]]:
@@ -311,9 +332,15 @@ class StreamReader:
         anew. UnknownStreamError when gone.
         """
         with self._lock:
-            progress = self._catalog.progress(self.stream_id)
+            try:
+                progress = self._catalog.progress(self.stream_id)
+            except UnknownStreamError:
+                self._forget_near()
+                raise
             if progress != self._progress:
                 again = progress.born_epoch == self._progress.born_epoch
+                if not again:
+                    self._forget_near()
                 before = self._snapshot if again else self._empty
                 start = self._progress.next_segment_no if again else 0
                 places = self._catalog.segments_between(start, progress)
@@ -321,6 +348,10 @@ class StreamReader:
                 self._snapshot, self._progress = self._grown(trimmed, places), progress
                 self._compact_in_background()
             return self._snapshot
+
+    def _forget_near(self) -> None:
+        """Of a stream that is removed or read anew: its files may go while their maps are still in use."""
+        self._files.forget_near(place.path for place in self._snapshot._places.values())
 
     def _trimmed(self, before: StreamSnapshot, first_segment_no: int) -> StreamSnapshot:
         """Without the segments that retention took. Their maps are closed: these keep the bytes on disk."""

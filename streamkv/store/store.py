@@ -24,6 +24,7 @@ from streamkv.store.catalog import Catalog
 from streamkv.store.deletion import Deletion
 from streamkv.store.generations import Removed
 from streamkv.store.mending import Mending
+from streamkv.store.near import NearBlocks, NearTier
 from streamkv.store.object_store import ObjectStore
 from streamkv.store.opening import open_catalog
 from streamkv.store.parts import Parts
@@ -126,6 +127,15 @@ class SegmentStore:
         self._vectors = SummaryVectors(root, identity, read_only=read_only)
         self._parts = Parts(root, identity, catalog, self._files, self._vectors, tiers)
         self._deletion = Deletion(self._parts)
+
+    @property
+    def near(self) -> NearBlocks | None:
+        """What of the blocks is kept in memory; None: nothing is, and the page cache has to do."""
+        return self._files.near
+
+    def keep_near(self, tiers: Sequence[NearTier]) -> None:
+        """Keeps blocks that are read in memory from now on, in the nearest tier (the first) and those behind it."""
+        self._files.near = NearBlocks(self.identity, tiers) if tiers else None
 
     def close(self) -> None:
         """Lets go of the catalog. Snapshots that were handed out can still be read."""

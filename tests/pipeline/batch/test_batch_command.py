@@ -170,17 +170,17 @@ def test_stopped_in_a_video_it_goes_on_and_ends_as_if_it_had_not_been(
     worlds: dict[str, WrittenWorld],
     tmp_path: Path,
 ) -> None:
-    """By SIGKILL to all of it, then by Ctrl-C, then by SIGKILL to a worker, which it gets over by itself."""
+    """By Ctrl-C, then by SIGKILL to all of it, then by SIGKILL to a worker, which it gets over by itself."""
     batch = Batch(log, footage(worlds), tmp_path / "answers.parquet", "--workers", "1")
 
     def more_than(count: int) -> Callable[[], bool]:
         return lambda: len(batch.journal()) > count
 
-    assert batch.run_until(more_than(0), by_kill) == (-signal.SIGKILL, "")
+    status, said = batch.run_until(more_than(0), by_ctrl_c)
+    assert (status, "to go on, give the same command again" in said) == (130, True), said
     kept = {answer["key"]: answer for answer in batch.journal()}
     assert 0 < len(kept) < len(unkilled[1])
-    status, said = batch.run_until(more_than(len(kept)), by_ctrl_c)
-    assert (status, "to go on, give the same command again" in said) == (130, True)
+    assert batch.run_until(more_than(len(kept)), by_kill) == (-signal.SIGKILL, "")
     kept = {answer["key"]: answer for answer in batch.journal()}
     assert len(kept) < len(unkilled[1])
     status, said = batch.run_until(more_than(len(kept)), kill_a_worker)
