@@ -11,7 +11,8 @@ Random keys and values, float32 as a model on a CPU has them, at the geometries 
   file with the same fsyncs (default codec, 7B).
 - `gather_over_memcpy`: seconds of reading the blocks of one question, 64 in each of 28 layers, files in the page cache
   and checked before, over those of one memcpy of as many bytes as the model gets (default codec, 7B). `_first`: the
-  first question to meet the files, which checks them.
+  first question to meet the files, which checks them; `_near`: the same from host memory that the process keeps
+  (`serve.host_bytes`), which has them all.
 - `open_100k_segments_s`: opening a store and one of its streams, 100,000 segments long (demo geometry), index exact.
 """
 
@@ -35,7 +36,15 @@ import torch
 from sqlalchemy import insert
 
 from bench.machine import Figure, machine, report
-from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore, StreamReader, durable, write_segment
+from streamkv.store import (
+    ModelIdentity,
+    NearTier,
+    SegmentPlace,
+    SegmentStore,
+    StreamReader,
+    durable,
+    write_segment,
+)
 from streamkv.store.codecs import CODECS
 from streamkv.store.layout import segment_path
 from streamkv.store.tables import SegmentRow, StreamRow
@@ -172,11 +181,15 @@ def gathers(name: str, codecs: Sequence[str], rounds: int, segments: int) -> lis
                 ask, copy = asker(cold, asked), partial(copy_all, sources, target)
                 first = timed(ask)
                 pairs = [(timed(ask), timed(copy)) for _ in range(rounds + 1)][1:]
+                cold.keep_near([NearTier("cpu", 4 * sum(source.nbytes for source in sources))])
+                ask()
+                near = [timed(ask) / timed(copy) for _ in range(rounds + 1)][1:]
         ratios = tuple(mine / theirs for mine, theirs in pairs)
         copied = tuple(theirs for _, theirs in pairs)
         out += [
             Figure(f"gather_over_memcpy_{name}_{codec}", "ratio", ratios, "aim <= 2"),
             Figure(f"gather_over_memcpy_first_{name}_{codec}", "ratio", (first / float(np.median(copied)),)),
+            Figure(f"gather_over_memcpy_near_{name}_{codec}", "ratio", tuple(near)),
             Figure(f"gather_ms_{name}_{codec}", "ms", tuple(1000 * mine for mine, _ in pairs)),
             Figure(f"memcpy_ms_{name}_{codec}", "ms", tuple(1000 * theirs for theirs in copied)),
         ]

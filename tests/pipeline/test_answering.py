@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,22 @@ def test_answer_says_from_when_on_footage_was_deleted(config: PipelineConfig, st
     assert found.gaps == [Gap(start_s=0.0, end_s=until_s, reason="retention")]
     assert found.evidence
     assert {evidence.segment for evidence in found.evidence} <= {2, 3, 4, 5}
+
+
+def test_a_question_is_answered_alike_from_blocks_that_a_replica_keeps(
+    config: PipelineConfig, store: SegmentStore
+) -> None:
+    kept = replace(config, serve=replace(config.serve, device_bytes=20_000, host_bytes=2**24))
+    plain, near = Answerer(config), Answerer(kept)
+    wanted = plain.answer(QUESTION, threading.Event()).answer
+    answers = [near.answer(QUESTION, threading.Event()).answer for _ in range(2)]
+    assert plain.opened().near is None
+    device = near.opened().near
+    assert device is not None
+    assert device.behind is not None
+    assert device.behind.num_hits > 0, "the second time nothing is read from files"
+    for answer in answers:
+        assert answer.model_copy(update={"timings_ms": wanted.timings_ms}) == wanted
 
 
 def test_question_is_answered_from_what_is_left_when_segments_go_meanwhile(
