@@ -17,7 +17,7 @@ demo: $(INSTALLED)  ## Generated streams in, answers out, in a minute or two
 	@$(BIN)/streamkv demo
 
 test: $(INSTALLED)  ## All tests, by two workers (TEST_WORKERS), one of which has those that start clusters on this machine
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 lint: $(INSTALLED)  ## Style and types
 	@$(BIN)/ruff check .

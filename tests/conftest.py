@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,39 @@ def _no_cluster_in_unit_tests(
     yield
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (`-n 2 --dist loadgroup`) files stay whole, and one worker has all that start a Ray.
+    """Tests that start a Ray come first: with several workers one has all of them, and is the last to end."""
+    items.sort(key=lambda item: _group(item.nodeid) != RAY)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers (`-n 2`) files stay whole, and one worker has all that start a Ray.
 
     Two Rays that start at once on two cores take more than twice as long, and sometimes longer than Ray waits.
     """
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)  # the longest group is begun first
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRayAtATime(LoadScopeScheduling):  # type: ignore[misc, unused-ignore]
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    config.option.loadscopereorder = False
+    return OneRayAtATime(config, log)
+
+
+RAY = "ray"
+
+
+def _group(nodeid: str) -> str:
+    """What a worker takes as a whole: the test's file, or all files with tests that start a Ray."""
+    path = nodeid.partition("::")[0]
+    return RAY if _starts_ray(path) else path
+
+
+@cache
+def _starts_ray(path: str) -> bool:
+    return "mark.ray" in (Path(__file__).parents[1] / path).read_text()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
