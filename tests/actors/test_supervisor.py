@@ -36,11 +36,11 @@ def test_streams_are_spread_over_the_pools_and_stay_where_they_are(stage: Stage)
     workers = LocalWorkers(stage.root, Footage(pace_s=0.005))
     supervisor = stage.open(workers, encode=PoolConfig(actors=2), prefill=PoolConfig(actors=2))
     for stream_id in "abcd":
-        supervisor.add_stream(stream_id, "60")
+        supervisor.add_stream(stream_id, "400")
     wait_until(lambda: set(states(supervisor).values()) == {"ingesting"})
     assert sorted(len(d.instance.status().feeds) for d in workers.decoders) == [2, 2]
     wait_for_end(supervisor)
-    stage.check(dict.fromkeys("abcd", 60))
+    stage.check(dict.fromkeys("abcd", 400))
 
 
 def test_what_is_refused_leaves_nothing_behind(stage: Stage) -> None:
