@@ -254,6 +254,8 @@ def test_credentials_are_shown_nowhere(server: LiveServer, client: Client) -> No
     assert "hunter2" not in server.home.log.read_text()
 
 
+@pytest.mark.filterwarnings("ignore:.*unclosed <socket")  # of askers who hang up while they connect
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*socket:pytest.PytestUnraisableExceptionWarning")
 def test_of_a_thousand_askers_those_who_stay_are_answered_or_told_to_come_back(
     client: Client, films: Path
 ) -> None:

@@ -16,6 +16,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from live import title
 from typer.testing import CliRunner
 
 from pipeline.batch.journal import work_folder
@@ -153,13 +154,20 @@ def by_kill(process: subprocess.Popen[str]) -> None:
 
 
 def by_ctrl_c(process: subprocess.Popen[str]) -> None:
+    """Its worker is held meanwhile: it would answer the rest in a second, and there would be nothing to stop."""
+    for worker in workers(process):
+        worker.suspend()
     process.send_signal(signal.SIGINT)
 
 
 def kill_a_worker(process: subprocess.Popen[str]) -> None:
-    children = psutil.Process(process.pid).children(recursive=True)
-    (worker,) = (p for p in children if "ray::MapWorker" in " ".join(p.cmdline()))
+    (worker,) = workers(process)
     worker.kill()
+
+
+def workers(process: subprocess.Popen[str]) -> list[Any]:
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [p for p in children if "ray::MapWorker" in title(p)]
 
 
 @pytest.mark.ray
