@@ -18,10 +18,10 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`short.mp4` of 10 s, `long.mp4` of 150 s, `cut.mp4` that ends in its middle."""
+    """`short.mp4` of 10 s, `long.mp4` of 100 s, `cut.mp4` that ends in its middle."""
     folder = tmp_path_factory.mktemp("films")
     write_clip(folder / "short.mp4", steady(10))
-    write_clip(folder / "long.mp4", steady(150))
+    write_clip(folder / "long.mp4", steady(100))
     whole = write_clip(folder / "whole.mp4", steady(20), movflags="faststart").read_bytes()
     (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     (folder / "text.mp4").write_text("no video\n" * 50)

@@ -126,7 +126,7 @@ def test_streams_come_and_go_while_others_run(server: LiveServer, client: Client
     assert not (server.home.store / "streams" / "doomed").exists()
     assert client.ask("long", QUESTION)["as_of_s"] > 0, "a stream is asked while it is ingested"
     wait_for_end(client, "long", "late")
-    check_whole(server, "long", 150)
+    check_whole(server, "long", 100)
     check_whole(server, "late", 10)
     client.add_stream("doomed", str(films / "short.mp4"))
     wait_for_end(client, "doomed")
@@ -312,4 +312,4 @@ def test_an_actor_that_is_killed_costs_no_segment(
     assert {s["state"] for s in streams.values()} == {"done"}
     assert old not in [p.pid for p in server.processes()]
     for stream_id in ("a", "b"):
-        check_whole(server, stream_id, 150)
+        check_whole(server, stream_id, 100)
