@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from typing import IO
@@ -94,17 +95,13 @@ class Footage:
             if cancelled.is_set():
                 raise CancelledError
 
-        file = tempfile.NamedTemporaryFile(prefix="streamkv-", suffix=".mp4")  # noqa: SIM115 - the caller closes it
-        try:
+        with ExitStack() as until_whole:
+            file = until_whole.enter_context(tempfile.NamedTemporaryFile(prefix="streamkv-", suffix=".mp4"))
             clip = write_clip(info.uri, start_s, end_s, Path(file.name), check)
             num_bytes = file.seek(0, 2)
             file.seek(0)
-            return ClipHead(
-                clip.start_s, clip.end_s, num_bytes, "copied" if clip.is_copy else "encoded"
-            ), file
-        except BaseException:
-            file.close()
-            raise
+            until_whole.pop_all()  # from here on it is the caller's
+        return ClipHead(clip.start_s, clip.end_s, num_bytes, "copied" if clip.is_copy else "encoded"), file
 
     def _opened(self) -> SegmentStore:
         with self._opening:

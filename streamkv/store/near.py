@@ -38,8 +38,9 @@ class BlockKey(NamedTuple):
     slot: int
 
 
-class _Row(NamedTuple):
-    row: int
+class _Label(NamedTuple):
+    """What of a block is no tensor."""
+
     frame_id: int
     span_s: tuple[float, float]
 
@@ -57,7 +58,7 @@ class NearBlocks:
         self._dtype = torch_dtype(identity.dtype)
         self._shape = (geometry.frame_tokens, geometry.num_kv_heads, geometry.head_dim)
         self._slabs: tuple[torch.Tensor, torch.Tensor] | None = None  # keys, values: (max_blocks, N, G, d)
-        self._rows: OrderedDict[BlockKey, _Row] = OrderedDict()  # the least recently used first
+        self._rows: OrderedDict[BlockKey, tuple[int, _Label]] = OrderedDict()  # the least recently used first
         self._free = list(range(self.max_blocks))
         self._lock = threading.Lock()
 
@@ -68,39 +69,37 @@ class NearBlocks:
     def gather(self, keys: Sequence[BlockKey], read: Read) -> LayerBlocks:
         """The blocks in the order asked, on this tier's device; `read` is asked for what no tier has."""
         keys_bNGd, values_bNGd = out = (self._empty(len(keys)), self._empty(len(keys)))
-        labels: list[_Row | None] = []
+        labels: dict[int, _Label] = {}  # by position
         with self._lock:
-            for key in keys:
-                found = self._rows.get(key)
-                if found is not None:
+            rows: list[int] = []
+            for i, key in enumerate(keys):
+                if key in self._rows:
                     self._rows.move_to_end(key)
-                labels.append(found)
-            here = [i for i, found in enumerate(labels) if found is not None]
-            # Under the lock: a row may be given to another block as soon as it is released.
-            if here:
-                self._take([found.row for found in labels if found is not None], here, out)
-            away = np.array([i for i, found in enumerate(labels) if found is None], np.int64)
-            self.num_hits, self.num_misses = self.num_hits + len(here), self.num_misses + len(away)
+                    row, labels[i] = self._rows[key]
+                    rows.append(row)
+            if rows:  # under the lock: a row may be given to another block as soon as it is released
+                self._take(rows, list(labels), out)
+            away = np.array([i for i in range(len(keys)) if i not in labels], np.int64)
+            self.num_hits, self.num_misses = self.num_hits + len(rows), self.num_misses + len(away)
         if len(away):
             blocks = self._read([keys[i] for i in away], lambda at: read(away[at]))
             at = torch.from_numpy(away).to(self.device)
             for part, read_bNGd in zip(out, (blocks.keys_bNGd, blocks.values_bNGd), strict=True):
                 part[at] = read_bNGd.to(self.device)
-            named_by_file = zip(away.tolist(), blocks.frame_ids, blocks.spans_s, strict=True)
-            new = [(i, keys[i], _Row(-1, frame_id, span_s)) for i, frame_id, span_s in named_by_file]
-            for i, _, label in new:
-                labels[i] = label
-            self._keep(new, out)
-        named = [found for found in labels if found is not None]
-        frame_ids, spans_s = tuple(r.frame_id for r in named), tuple(r.span_s for r in named)
-        return LayerBlocks(keys_bNGd, values_bNGd, frame_ids, spans_s)
+            new = dict(zip(away.tolist(), map(_Label, blocks.frame_ids, blocks.spans_s), strict=True))
+            self._keep(keys, new, out)
+            labels |= new
+        ordered = [labels[i] for i in range(len(keys))]
+        return LayerBlocks(
+            keys_bNGd, values_bNGd, tuple(x.frame_id for x in ordered), tuple(x.span_s for x in ordered)
+        )
 
     def forget(self, paths: Iterable[str]) -> None:
         """Gives up the rows of these files, which are deleted or no longer read."""
         gone = set(paths)
         with self._lock:
-            for key in [key for key in self._rows if key.path in gone]:
-                self._free.append(self._rows.pop(key).row)
+            for key in [key for key in self._rows if key.path in gone] if gone else []:
+                self._free.append(self._rows.pop(key)[0])
         if self.behind is not None:
             self.behind.forget(gone)
 
@@ -120,7 +119,7 @@ class NearBlocks:
                 part[torch.tensor(to, device=self.device)] = slab[rows_b]
 
     def _keep(
-        self, new: Sequence[tuple[int, BlockKey, _Row]], out: tuple[torch.Tensor, torch.Tensor]
+        self, keys: Sequence[BlockKey], new: dict[int, _Label], out: tuple[torch.Tensor, torch.Tensor]
     ) -> None:
         """Copies what was just read into the slabs, from its position in the result; the last of it when that is more
         than they hold."""
@@ -129,11 +128,11 @@ class NearBlocks:
         rows: list[int] = []
         positions: list[int] = []
         with self._lock:
-            for position, key, label in new[-self.max_blocks :]:
-                if key in self._rows:  # asked for twice, or another thread was first
+            for position, label in list(new.items())[-self.max_blocks :]:
+                if keys[position] in self._rows:  # asked for twice, or another thread was first
                     continue
-                row = self._free.pop() if self._free else self._rows.popitem(last=False)[1].row
-                self._rows[key] = label._replace(row=row)
+                row = self._free.pop() if self._free else self._rows.popitem(last=False)[1][0]
+                self._rows[keys[position]] = row, label
                 rows.append(row)
                 positions.append(position)
             if rows:

@@ -104,12 +104,13 @@ class SegmentFiles:
                 for _ in pool.map(self.get, away):
                     pass
 
-    def forget(self, path: str) -> None:
-        """Closes the map of a file that is to go."""
+    def forget(self, *paths: str) -> None:
+        """Closes the maps of files that are to go, and gives up what of them is kept in memory."""
         with self._lock:
-            self._open.pop(path, None)
-            self._verified.pop(path, None)
-        self.forget_near([path])
+            for path in paths:
+                self._open.pop(path, None)
+                self._verified.pop(path, None)
+        self.forget_near(paths)
 
     def forget_near(self, paths: Iterable[str]) -> None:
         """Gives up the blocks of these files that are kept in memory."""
@@ -358,8 +359,7 @@ class StreamReader:
         gone = [place for no, place in before._places.items() if no < first_segment_no]
         if not gone:
             return before
-        for place in gone:
-            self._files.forget(place.path)
+        self._files.forget(*(place.path for place in gone))
         left = {no: place for no, place in before._places.items() if no >= first_segment_no}
         return StreamSnapshot(
             before.stream_id,

@@ -38,13 +38,12 @@ def find_problems(
     for i, place in enumerate(places):
         is_uploaded = place.path in uploaded
         problem = _problem(root, parts.identity, place)
+        if problem is not None and problem.kind == "missing" and is_uploaded:  # it has left the disk
+            advice = f"{problem.detail}; it was uploaded: set store.remote"
+            problem = replace(problem, detail=advice) if tiers is None else None
+        broken += [problem] if problem is not None else []
         if tiers is not None and is_uploaded:
-            broken += [problem] if problem is not None and problem.kind != "missing" else []
             broken += _object_problem(tiers, place, objects.get(place.path), read=read_objects)
-        elif problem is not None:
-            is_away = is_uploaded and problem.kind == "missing"
-            detail = f"{problem.detail}; it was uploaded: set store.remote" if is_away else problem.detail
-            broken.append(replace(problem, detail=detail))
         if on_file is not None:
             on_file(i + 1, len(places))
     named = {place.path for place in places}

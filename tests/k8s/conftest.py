@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import ray.serve.schema  # noqa: F401 - for the warnings of its first import, which are over then
+    import_module("ray.serve.schema")  # the warnings of its first import are over then
