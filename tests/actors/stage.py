@@ -125,6 +125,17 @@ class Mortal:
         self.is_away = self.is_dismissed = True
 
 
+class MortalPrefill(Mortal):
+    """Ingests one segment at a time; closing a stream waits its turn, as in the actor."""
+
+    def __init__(self, make: Callable[[], Any], thread: ThreadPoolExecutor) -> None:
+        super().__init__(make)
+        self._thread = thread
+
+    def close_stream(self, stream_id: str) -> None:
+        self._thread.submit(self.__getattr__("close_stream"), stream_id).result()
+
+
 @dataclass
 class LocalSink:
     prefill: Mortal
@@ -162,7 +173,8 @@ class LocalWorkers:
         return self.decoders[-1]
 
     def prefiller(self) -> Mortal:
-        self.prefillers.append(Mortal(lambda: Prefill(partial(prefill_parts, self.config))))
+        make = partial(Prefill, partial(prefill_parts, self.config))
+        self.prefillers.append(MortalPrefill(make, self._thread))
         return self.prefillers[-1]
 
     def store(self, identity: ModelIdentity) -> Mortal:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ray
 
 
 def test_full_tenant_pauses_and_others_go_on(tmp_path: Path, tiny_checkpoint: Path, films: Path) -> None:
-    limit = 1_000_000
+    limit = 600_000
     server = LiveServer(
         tmp_path / "home",
         tiny_checkpoint,

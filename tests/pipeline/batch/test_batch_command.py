@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from streamkv.video import sample_frames
 runner = CliRunner()
 TIMES = ("decode_encode_s", "prefill_s", "answer_s")
 RUN_S = 240
+HEARD_S = 3.0
+"""In which a process that is busy notices a signal."""
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +157,15 @@ def by_kill(process: subprocess.Popen[str]) -> None:
 
 
 def by_ctrl_c(process: subprocess.Popen[str]) -> None:
-    """Its worker is held meanwhile: it would answer the rest in a second, and there would be nothing to stop."""
-    for worker in workers(process):
+    """Its worker is held until it has heard: all the rest would be answered in a second, with nothing to stop."""
+    held = workers(process)
+    for worker in held:
         worker.suspend()
     process.send_signal(signal.SIGINT)
+    time.sleep(HEARD_S)
+    for worker in held:
+        with suppress(psutil.NoSuchProcess):  # it was stopped with the rest
+            worker.resume()
 
 
 def kill_a_worker(process: subprocess.Popen[str]) -> None:
