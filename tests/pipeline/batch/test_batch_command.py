@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,7 @@ import pytest
 from live import title
 from typer.testing import CliRunner
 
-from actors.video_answerer import PARTIAL
 from pipeline.batch.journal import work_folder
-from pipeline.batch.plan import MEMORIES
 from pipeline.batch.run import CHUNK
 from pipeline.cli import app
 from pipeline.settings import load_settings
@@ -38,9 +35,6 @@ from streamkv.video import sample_frames
 runner = CliRunner()
 TIMES = ("decode_encode_s", "prefill_s", "answer_s")
 RUN_S = 240
-SPELL_S, REST_S = 0.2, 0.3
-HEARD_S = 3.0
-"""In which a process that is busy notices a signal."""
 
 
 @pytest.fixture(scope="module")
@@ -96,20 +90,13 @@ class Batch:
     def run_until(
         self, condition: Callable[[], Any], stop: Callable[[subprocess.Popen[str]], None]
     ) -> tuple[int, str]:
-        """Stops it once the condition holds; its exit status, and what it printed.
-
-        Its worker answers in short spells, each of which the rest has time to hear of: a batch takes a second to answer
-        all of it, and on a busy machine the journal would have it all at once, with nothing left to stop.
-        """
+        """Stops it once the condition holds; its exit status, and what it printed."""
         process = self.start()
         end = time.monotonic() + RUN_S
         while not condition():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < end, "waited in vain"
-            time.sleep(SPELL_S)
-            if self.has_shown():
-                with held(process):
-                    time.sleep(REST_S)
+            time.sleep(0.01)
         stop(process)
         said, _ = process.communicate(timeout=RUN_S)
         return process.returncode, said
@@ -118,10 +105,6 @@ class Batch:
         file = work_folder(self.out) / "journal.jsonl"
         lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
         return [json.loads(line) for line in lines]
-
-    def has_shown(self) -> bool:
-        """A video, to the model."""
-        return any(not path.name.endswith(PARTIAL) for path in (work_folder(self.out) / MEMORIES).glob("*"))
 
     def rows(self) -> list[dict[str, Any]]:
         return list(pq.read_table(self.out, partitioning=None).to_pylist())
@@ -171,32 +154,13 @@ def by_kill(process: subprocess.Popen[str]) -> None:
 
 
 def by_ctrl_c(process: subprocess.Popen[str]) -> None:
-    """Its worker is held until it has heard, for the same reason as in `Batch.run_until`."""
-    with held(process):
-        process.send_signal(signal.SIGINT)
-        time.sleep(HEARD_S)
+    process.send_signal(signal.SIGINT)
 
 
 def kill_a_worker(process: subprocess.Popen[str]) -> None:
-    (worker,) = workers(process)
-    worker.kill()
-
-
-@contextmanager
-def held(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Its workers wait until the block ends."""
-    some = workers(process)
-    for worker in some:
-        worker.suspend()
-    yield
-    for worker in some:
-        with suppress(psutil.NoSuchProcess):  # it was stopped with the rest
-            worker.resume()
-
-
-def workers(process: subprocess.Popen[str]) -> list[Any]:
     children = psutil.Process(process.pid).children(recursive=True)
-    return [p for p in children if "ray::MapWorker" in title(p)]
+    (worker,) = (p for p in children if "ray::MapWorker" in title(p))
+    worker.kill()
 
 
 @pytest.mark.ray
