@@ -378,7 +378,8 @@ class DecodeEncode:
 
 def _latest(session: _Session) -> list[Segment]:
     open_segment = session.segmenter.open_segment if session.segmenter is not None else None
-    return [*session.sent.values(), *session.closed, *([open_segment] if open_segment is not None else [])]
+    shown = [*session.sent.values(), *session.closed, *([open_segment] if open_segment is not None else [])]
+    return [segment for segment in shown if segment.segment_no >= session.spec.num_committed]
 
 
 def _close_open_segment(session: _Session) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from actors.messages import Beginning, SegmentMessage, StreamSpec, WorkerStatus
+from actors.messages import Beginning, Replay, SegmentMessage, StreamSpec, WorkerStatus
 from actors.remote import as_future, wait_for
 from actors.spawn import CONTROL
 from actors.views import GapView
@@ -96,9 +96,13 @@ class PrefillHandle:
         guidance: str,
         keep_ratio: float,
         watches: Sequence[WatchQuestion],
-    ) -> None:
-        call = self.actor.open_stream.remote(stream_id, epoch, next_segment_no, guidance, keep_ratio, watches)
-        wait_for(call, CALL_S)
+        may_replay: bool,
+    ) -> Replay | None:
+        call = self.actor.open_stream.remote(
+            stream_id, epoch, next_segment_no, guidance, keep_ratio, watches, may_replay
+        )
+        replay: Replay | None = wait_for(call, CALL_S)
+        return replay
 
     def set_watches(self, stream_id: str, watches: Sequence[WatchQuestion]) -> None:
         wait_for(_control(self.actor.set_watches).remote(stream_id, watches), CONTROL_S)

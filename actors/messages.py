@@ -26,7 +26,8 @@ class StreamSpec:
     uri: str = field(repr=False)  # it may hold a password
     epoch: int
     start_s: float = 0.0
-    next_segment_no: int = 0
+    next_segment_no: int = 0  # of the first segment that it sends
+    num_committed: int = 0  # segments below are committed, and sent for their window's sake alone
     is_live: bool = False
     origin_s: float = 0.0  # seconds since 1970 at stream time 0; a live source's alone
 
@@ -106,6 +107,14 @@ class FeedStatus:
     queued: int  # decoded frames that wait for the tower
     in_flight: int  # segments shipped and not yet durable
     live: LiveView | None = None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Where a stream is to go back to, so that its window sees again what it had seen."""
+
+    segment_no: int
+    start_s: float
 
 
 @dataclass(frozen=True)

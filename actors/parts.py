@@ -55,6 +55,7 @@ def load_prefill_parts(config: PipelineConfig) -> PrefillParts:
             model.geometry,
             config.watch.max_new_tokens,
         ),
+        replays=config.ingest.replay,
     )
 
 

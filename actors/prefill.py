@@ -3,7 +3,8 @@
 A stream's watches are asked of each segment once it is prefilled; what they answer is committed with it.
 
 A window is only ever ahead of the store by the segment at hand. When anything goes wrong with that one, the
-window is dropped, and the stream resumes from what is committed.
+window is dropped, and the stream resumes from what is committed: an archive some segments before, which are prefilled
+again so that its window becomes what it was, and are not written.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,10 @@ from typing import Any, Protocol
 import torch
 
 from actors.failures import SessionLostError, describe
-from actors.messages import SegmentMessage, WorkerStatus
+from actors.messages import Replay, SegmentMessage, WorkerStatus
 from actors.timing import StageClock
-from streamkv.memory import VideoMemory
+from streamkv.excerpt import Excerpt
+from streamkv.memory import SegmentInfo, VideoMemory
 from streamkv.store import ModelIdentity, SegmentPlace, write_segment
 from streamkv.types import Segment, SegmentKV
 from streamkv.watches import WatchAnswer, WatchQuestion
@@ -36,6 +39,8 @@ class SegmentEngine(Protocol):
     """`streamkv.engine.Engine`, or what behaves like it; nobody else looks into its windows."""
 
     def open_window(self, memory: VideoMemory | None = None) -> Any: ...
+
+    def replay(self, memory: VideoMemory) -> tuple[SegmentInfo, ...]: ...
 
     def prefill(
         self, window: Any, segment: Segment, guidance: str = "", keep_ratio: float = 0.0
@@ -53,6 +58,7 @@ class PrefillParts:
     codec: str  # of its files
     recall: Callable[[str], VideoMemory]  # a stream's committed past
     ask: AskSegment  # for its watches
+    replays: bool = True  # archives, after a window was lost
 
 
 @dataclass
@@ -62,6 +68,7 @@ class _Session:
     next_segment_no: int
     guidance: str  # the stream's own prompt; empty: the method's
     keep_ratio: float  # the stream's own; 0: the method's
+    replay: deque[SegmentInfo]  # committed segments that the window has yet to see again
 
     @property
     def own(self) -> tuple[str, float]:
@@ -80,6 +87,7 @@ class Prefill:
         self._parts: PrefillParts | None = None
         self._sessions: dict[str, _Session] = {}
         self._watches: dict[str, tuple[WatchQuestion, ...]] = {}  # of streams that are open, or about to be
+        self._changed: set[str] = set()  # streams whose source or settings are not those of what is committed
         self._lock = threading.Lock()  # guards the dicts; one thread alone does the work
 
     def start(self) -> ModelIdentity:
@@ -109,20 +117,32 @@ class Prefill:
         guidance: str = "",
         keep_ratio: float = 0.0,
         watches: Sequence[WatchQuestion] = (),
-    ) -> None:
-        """Makes the stream's window as it was after its last committed segment; keeps one that is there and is that."""
+        may_replay: bool = False,
+    ) -> Replay | None:
+        """Makes the stream's window as it was after its last committed segment; keeps one that is there and is that.
+
+        With `may_replay` it may ask for committed segments first, from where it returns; else it is made of what is
+        stored, which lacks the frames that were not kept.
+        """
         parts = self._started()
         own = (guidance, keep_ratio)
         with self._lock:
             self._watches[stream_id] = tuple(watches)
             held = self._sessions.get(stream_id)
             if held is not None and held.next_segment_no == next_segment_no and held.own == own:
-                held.epoch = epoch  # one rebuilt from what is stored would lack the frames that were not kept
-                return
+                held.epoch = epoch
+                return None
+        replay: Sequence[SegmentInfo] = ()
         with self.clock.time("rebuild"):
-            window = parts.engine.open_window(parts.recall(stream_id) if next_segment_no else None)
+            memory = parts.recall(stream_id) if next_segment_no else None
+            if memory is not None and may_replay and parts.replays and stream_id not in self._changed:
+                replay = parts.engine.replay(memory)
+                memory = Excerpt(memory, memory.segments[: len(memory.segments) - len(replay)])
+            window = parts.engine.open_window(memory)
+        first_no = replay[0].segment_no if replay else next_segment_no
         with self._lock:
-            self._sessions[stream_id] = _Session(epoch, window, next_segment_no, *own)
+            self._sessions[stream_id] = _Session(epoch, window, first_no, *own, deque(replay))
+        return Replay(first_no, replay[0].start_s) if replay else None
 
     def set_watches(self, stream_id: str, watches: Sequence[WatchQuestion]) -> None:
         """What is asked of an open stream's segments from now on; those whose prefill has ended are not asked again."""
@@ -135,10 +155,11 @@ class Prefill:
             self._watches.pop(stream_id, None)
 
     def ingest(self, message: SegmentMessage) -> bool:
-        """Prefills, writes and commits one segment; returns when it is durable.
+        """Prefills, writes and commits one segment; returns when it is durable. False: it was committed before.
 
         Raises:
-            SessionLostError: the stream is not open here under this epoch, or another segment is due.
+            SessionLostError: the stream is not open here under this epoch, another segment is due, or one that is
+                replayed is not what it was.
             FencedError: another writer has taken the stream over.
         """
         parts = self._started()
@@ -148,6 +169,11 @@ class Prefill:
         with self.clock.time("prefill"):
             segment = message.to_segment(parts.device)
             kv = parts.engine.prefill(session.window, segment, session.guidance, session.keep_ratio)
+        if session.replay:
+            self._check_replayed(message.stream_id, kv, session.replay.popleft())
+            self.clock.count("replayed_segments")
+            self._put_back(message.stream_id, session)
+            return False
         answers = self._ask_watches(message.stream_id, kv)
         with self.clock.time("write"):
             place = write_segment(
@@ -156,9 +182,7 @@ class Prefill:
         with self.clock.time("commit"):
             assert self._commit is not None, "set_commit() comes first"
             is_new = self._commit(place, answers)
-        session.next_segment_no += 1
-        with self._lock:
-            self._sessions.setdefault(message.stream_id, session)
+        self._put_back(message.stream_id, session)
         self.clock.count("prefilled_frames", kv.num_frames)
         self.clock.count("committed_segments")
         self.clock.count("committed_bytes", place.file_bytes)
@@ -173,6 +197,21 @@ class Prefill:
             totals=self.clock.totals(),
             windows=windows,
         )
+
+    def _put_back(self, stream_id: str, session: _Session) -> None:
+        session.next_segment_no += 1
+        with self._lock:
+            self._sessions.setdefault(stream_id, session)
+
+    def _check_replayed(self, stream_id: str, kv: SegmentKV, was: SegmentInfo) -> None:
+        """The next session is not replayed when it is another: what is committed stays, and the stream goes on."""
+        now = SegmentInfo(kv.segment_no, kv.start_s, kv.end_s, kv.num_frames)
+        if now != was:
+            with self._lock:
+                self._changed.add(stream_id)
+            raise SessionLostError(
+                f"stream {stream_id!r}: its source or settings have changed: {was} was committed, now it is {now}"
+            )
 
     def _ask_watches(self, stream_id: str, kv: SegmentKV) -> Sequence[WatchAnswer]:
         with self._lock:

@@ -144,16 +144,24 @@ class Sessions:
             epoch = charge.last_epoch = info.epoch
             guidance = str(info.config.get("guidance", ""))
             keep_ratio = float(info.config.get("keep_ratio", 0.0))
-            prefilling.worker.open_stream(
-                info.stream_id, epoch, info.next_segment_no, guidance, keep_ratio, beginning.watches
+            is_live = bool(info.config.get("is_live", False))
+            replay = prefilling.worker.open_stream(
+                info.stream_id,
+                epoch,
+                info.next_segment_no,
+                guidance,
+                keep_ratio,
+                beginning.watches,
+                not is_live,  # a camera shows nothing twice
             )
             spec = StreamSpec(
                 info.stream_id,
                 info.uri,
                 epoch,
-                start_s=info.resume_s,
-                next_segment_no=info.next_segment_no,
-                is_live=bool(info.config.get("is_live", False)),
+                start_s=replay.start_s if replay else info.resume_s,
+                next_segment_no=replay.segment_no if replay else info.next_segment_no,
+                num_committed=info.next_segment_no,
+                is_live=is_live,
                 origin_s=info.created_at,
             )
             decoding.worker.add_stream(spec, self._workers.sink(prefilling.worker, store))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from actors.messages import Beginning, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
+from actors.messages import Beginning, Replay, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
 from streamkv.store import ModelIdentity, SegmentPlace, StreamInfo, StreamRecord, StreamState, WatchRecord
 from streamkv.video import VideoInfo
 from streamkv.watches import Watch, WatchAnswer, WatchEvent, WatchQuestion
@@ -36,7 +36,8 @@ class Prefiller(Protocol):
         guidance: str,
         keep_ratio: float,
         watches: Sequence[WatchQuestion],
-    ) -> None: ...
+        may_replay: bool,
+    ) -> Replay | None: ...
     def set_watches(self, stream_id: str, watches: Sequence[WatchQuestion]) -> None: ...
     def close_stream(self, stream_id: str) -> None: ...
     def shutdown(self) -> None: ...

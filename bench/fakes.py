@@ -17,7 +17,7 @@ from actors.messages import StreamSpec
 from actors.prefill import PrefillParts
 from streamkv.config import PipelineConfig, SegmentConfig, StoreConfig
 from streamkv.grid import OnGap
-from streamkv.memory import VideoMemory
+from streamkv.memory import SegmentInfo, VideoMemory
 from streamkv.segmentation import Segmenter
 from streamkv.store import ModelIdentity, SegmentStore
 from streamkv.types import Frame, Geometry, LayerBlocks, Segment, SegmentKV
@@ -26,6 +26,8 @@ from streamkv.video import VideoInfo
 GEOMETRY = Geometry(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, hidden_dim=16, frame_tokens=3)
 IDENTITY = ModelIdentity("fake", GEOMETRY, "float32")
 SEGMENT_FRAMES = 4
+REPLAYED = 2
+"""Segments that a lost window has to see again."""
 SEGMENTS = SegmentConfig(policy="uniform", min_frames=1, max_frames=SEGMENT_FRAMES, max_seconds=0)
 
 
@@ -56,6 +58,9 @@ class CountingEngine:
     def open_window(self, memory: VideoMemory | None = None) -> list[int]:
         self.opened += 1
         return [s.segment_no for s in memory.segments] if memory is not None else []
+
+    def replay(self, memory: VideoMemory) -> tuple[SegmentInfo, ...]:
+        return memory.segments[-REPLAYED:]
 
     def prefill(
         self, window: list[int], segment: Segment, guidance: str = "", keep_ratio: float = 0.0

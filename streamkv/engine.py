@@ -15,9 +15,9 @@ from streamkv.config import MethodConfig, RetrieveConfig
 from streamkv.conversation import Turn
 from streamkv.errors import ForeignStoreError, StoreError
 from streamkv.excerpt import Span, between
-from streamkv.memory import VideoMemory
+from streamkv.memory import SegmentInfo, VideoMemory
 from streamkv.models.base import VideoLLM
-from streamkv.prefill import StreamWindow, SystemKV, prefill_segment, prefill_system
+from streamkv.prefill import StreamWindow, SystemKV, prefill_segment, prefill_system, replay
 from streamkv.prompt_run import Prompt, PromptRun
 from streamkv.question import OnToken, Question, check_question
 from streamkv.reading import Reading
@@ -51,6 +51,10 @@ class Engine:
         if memory is None:
             return StreamWindow(self.system, self.method.n_local)
         return StreamWindow.rebuild(self.system, memory, self.method)
+
+    def replay(self, memory: VideoMemory) -> tuple[SegmentInfo, ...]:
+        """Which of `memory`'s segments, prefilled again, make its window exact."""
+        return replay(memory, self.method)
 
     def prefill(
         self, window: StreamWindow, segment: Segment, guidance: str = "", keep_ratio: float = 0.0

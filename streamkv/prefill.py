@@ -11,7 +11,7 @@ from torch import Tensor
 from streamkv.attention import KV, attend, attend_stream, grouped_query
 from streamkv.compression import block_scores, make_compressor
 from streamkv.config import MethodConfig
-from streamkv.memory import VideoMemory, last_blocks
+from streamkv.memory import SegmentInfo, VideoMemory, last_blocks
 from streamkv.models.base import VideoLLM
 from streamkv.types import LayerBlocks, Segment, SegmentKV, take_blocks
 
@@ -50,8 +50,9 @@ class StreamWindow:
     def rebuild(cls, system: SystemKV, memory: VideoMemory, method: MethodConfig) -> StreamWindow:
         """The window after a restart, from what the stream has stored.
 
-        Without compression it is the window as it was. With it, each layer's last `n_local` *kept* tokens
-        stand next to each other in time order: the frames that were dropped are gone.
+        Without compression, and stored `raw`, it is the window as it was. With it, each layer's last `n_local`
+        *kept* tokens stand next to each other in time order: the frames that were dropped are gone, unless their
+        segments are prefilled again (`replay`).
         """
         window = cls(system, method.n_local)
         frame_tokens = memory.geometry.frame_tokens
@@ -86,6 +87,23 @@ class StreamWindow:
     def _slide(self) -> None:
         if self.n_local:
             self.layers = tuple(kv.last(self.n_local) for kv in self.layers)
+
+
+def replay(memory: VideoMemory, method: MethodConfig) -> tuple[SegmentInfo, ...]:
+    """The stored segments that make the window what it was, to the bit, when they are prefilled once more.
+
+    What a layer makes of a token depends on what the layer below made of the `n_local` tokens before it. So whatever
+    the first of these segments sees, each layer is right again `n_local` tokens after the one below, and the window,
+    `n_local` tokens of the last, after as many times that as there are layers. All segments where they are fewer.
+    """
+    geometry, segments = memory.geometry, memory.segments
+    if not method.n_local:
+        return segments
+    needed, first = geometry.num_layers * method.n_local, len(segments)
+    while needed > 0 and first > 0:
+        first -= 1
+        needed -= (segments[first].num_frames + method.compress.summary) * geometry.frame_tokens
+    return segments[first:]
 
 
 def tokens_of(memory: VideoMemory, layer: int, segment_nos: np.ndarray, slots: np.ndarray, *, like: KV) -> KV:

@@ -61,7 +61,7 @@ def age(
             min=0, help="Seconds since a segment was committed; default: store.ageing's.", show_default=False
         ),
     ] = None,
-    codec: Annotated[str, typer.Option(help="With --after: fp16, int8 or int4.")] = "int8",
+    codec: Annotated[str, typer.Option(help="With --after: fp16, int8, int4 or int2.")] = "int8",
     config: ConfigOption = "local",
     home: HomeOption = DEFAULT,
     as_json: JsonOption = False,

@@ -77,6 +77,9 @@ class IngestConfig:
     """Streams that an actor of the pool `encode` may have at a time; 0: any number."""
     when_full: Literal["refuse", "queue"] = "refuse"
     """A stream for which there is no place: `refuse` it, or have it wait as `registered` in a `queue`."""
+    replay: bool = True
+    """An archive that lost its window prefills its last layers x `method.n_local` tokens again, so that it goes on to
+    the bit as if nothing had happened; else it goes on at once, on a window of what is stored, as live streams do."""
 
     def __post_init__(self) -> None:
         limit = self.max_streams_per_decoder

@@ -74,7 +74,7 @@ class StoreConfig:
     catalog_url: str = ""
     """SQLAlchemy URL; empty: SQLite in the store's folder."""
     codec: str = "fp16"
-    """How keys and values are stored: `raw`, `fp16`, `int8`, `int4`; each file says which (docs/format.md)."""
+    """How keys and values are stored: `raw`, `fp16`, `int8`, `int4`, `int2`; each file says which (docs/format.md)."""
     ageing: list[AgeingStep] = field(default_factory=list)
     """What becomes of old segments, e.g. `[{after_s: 86400, codec: int8}]`; empty: nothing."""
     retention: RetentionConfig = field(default_factory=RetentionConfig)

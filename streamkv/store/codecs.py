@@ -6,6 +6,7 @@
 | `fp16` | float32 to float16; 16-bit types as they are | the same | half a unit in the last place, 2^-11 of a value |
 | `int8` | per channel over the block's tokens | per token and head, over its channels | 1/510 of the group's range |
 | `int4` | the same, two to a byte | the same | 1/30 of the group's range |
+| `int2` | the same, four to a byte | the same | 1/6 of the group's range |
 
 Keys have channels that are large in every token, values do not (KIVI, arXiv 2402.02750): hence the groups. A group is
 stored as its lowest value and half its range, both float16, and whole steps. Values beyond float16's range are
@@ -136,22 +137,25 @@ class Steps(Codec):
         blocks_bNGd.mul_((spread * (2 / self._levels)).view(group)).add_(lowest.view(group))
 
     def _pack(self, codes: Tensor) -> Tensor:
-        if self._bits == 8:
-            return codes
-        if codes.shape[1] % 2:
-            codes = torch.nn.functional.pad(codes, (0, 1))
-        # The two bytes of a little-endian number to one; numpy, which has unsigned ones.
-        pairs = codes.numpy().view(np.uint16)
-        return torch.from_numpy((pairs | pairs >> 4).astype(np.uint8))
+        codes = torch.nn.functional.pad(codes, (0, -codes.shape[1] % (8 // self._bits)))
+        packed = codes.numpy()
+        width = self._bits
+        while width < 8:  # the two bytes of a little-endian number to one; numpy, which has unsigned ones
+            pairs = packed.view(np.uint16)
+            packed = (pairs | pairs >> (8 - width)).astype(np.uint8)
+            width *= 2
+        return torch.from_numpy(packed)
 
     def _unpack(self, packed: Tensor, count: int) -> Tensor:
-        if self._bits == 8:
-            return packed
-        # Two codes of a byte to the two bytes of a little-endian number; numpy, which has unsigned ones.
-        pairs = packed.numpy().astype(np.uint16)
-        pairs |= pairs << 4
-        pairs &= 0x0F0F
-        return torch.from_numpy(pairs.view(np.uint8)[:, :count])
+        codes = packed.numpy()
+        width = 8
+        while width > self._bits:  # two codes of a byte to the two bytes of a little-endian number
+            width //= 2
+            pairs = codes.astype(np.uint16)
+            pairs |= pairs << (8 - width)
+            pairs &= (2**width - 1) * 0x0101
+            codes = pairs.view(np.uint8)
+        return torch.from_numpy(codes[:, :count])
 
 
 CODECS: dict[str, Codec] = {
@@ -159,6 +163,7 @@ CODECS: dict[str, Codec] = {
     "fp16": Cast(halve=True),
     "int8": Steps(8),
     "int4": Steps(4),
+    "int2": Steps(2),
 }
 """Codecs by name. To add one: a `Codec` and a row here; a file names the one that it was written with."""
 

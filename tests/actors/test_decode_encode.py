@@ -135,6 +135,15 @@ def test_what_is_not_durable_can_be_read_and_nothing_lies_between(actor: DecodeE
     assert sink.frames("cam") == [float(k) for k in range(11)], "looking changed nothing"
 
 
+def test_what_is_sent_again_for_its_windows_sake_is_not_news(actor: DecodeEncode) -> None:
+    sink = Ledger(holds=True)
+    spec = StreamSpec("cam", "15", epoch=1, start_s=4.0, next_segment_no=1, num_committed=2)
+    actor.add_stream(spec, sink)
+    wait_until(lambda: actor.status().feeds["cam"].frames == 11 and len(sink.waiting) == 2)
+    assert [m.segment_no for m in sink.messages] == [1, 2]
+    assert [m.segment_no for m in actor.latest("cam")] == [2, 3]
+
+
 def test_an_open_segment_is_read_before_it_closes(actor: DecodeEncode, footage: Footage) -> None:
     footage.pace_s = 0.05
     sink = Ledger()

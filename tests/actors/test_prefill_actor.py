@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from stage import GEOMETRY, IDENTITY, CountingEngine, prefill_parts
 
 from actors.failures import SessionLostError
-from actors.messages import SegmentMessage, StreamSpec
+from actors.messages import Replay, SegmentMessage, StreamSpec
 from actors.prefill import Prefill
 from streamkv.config import StoreConfig
 from streamkv.errors import FencedError
@@ -103,6 +104,45 @@ def test_a_failed_commit_drops_the_window_and_a_new_one_is_rebuilt(
     epoch = store.begin_writing("s")
     prefill.open_stream("s", epoch, store.stream("s").next_segment_no)
     assert prefill.ingest(message(1, epoch))
+
+
+def test_an_archive_sees_its_last_segments_again_and_commits_none_twice(
+    prefill: Prefill, store: SegmentStore
+) -> None:
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0)
+    for no in range(4):
+        prefill.ingest(message(no, epoch))
+    files = {place.checksum for place in store.segments("s", 0, 99)}
+    prefill.close_stream("s")
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 4)
+    prefill.close_stream("s")  # without leave to replay, segment 4 would have been due
+    asked = [WatchQuestion("a", "every 1")]
+    assert prefill.open_stream("s", epoch, 4, watches=asked, may_replay=True) == Replay(2, 4.0)
+    with pytest.raises(SessionLostError, match="segment 2 is due"):
+        prefill.ingest(message(4, epoch))
+    assert [prefill.ingest(message(no, epoch)) for no in (2, 3, 4)] == [False, False, True]
+    places = store.segments("s", 0, 99)
+    assert [place.segment_no for place in places] == list(range(5))
+    assert files < {place.checksum for place in places}
+    totals = prefill.status().totals
+    assert (totals["replayed_segments"], totals["committed_segments"], totals["watch_answers"]) == (2, 5, 1)
+    assert prefill.open_stream("s", epoch, 5, may_replay=True) is None, "its window is there"
+
+
+def test_an_archive_that_has_changed_goes_on_without_replay(prefill: Prefill, store: SegmentStore) -> None:
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0)
+    for no in range(3):
+        prefill.ingest(message(no, epoch))
+    prefill.close_stream("s")
+    assert prefill.open_stream("s", epoch, 3, may_replay=True) == Replay(1, 2.0)
+    other = message(1, epoch)
+    with pytest.raises(SessionLostError, match="its source or settings have changed"):
+        prefill.ingest(replace(other, spans_s=((2.0, 3.0), (3.0, 4.5))))
+    assert prefill.open_stream("s", epoch, 3, may_replay=True) is None
+    assert prefill.ingest(message(3, epoch))
 
 
 def test_a_writer_that_was_overtaken_commits_nothing(prefill: Prefill, store: SegmentStore) -> None:

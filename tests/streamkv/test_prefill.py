@@ -13,9 +13,10 @@ from tiny import FRAME_TOKENS, segment_of
 
 from streamkv.attention import KV, attend_stream, grouped_query
 from streamkv.config import BudgetConfig, CompressConfig, MethodConfig
+from streamkv.excerpt import Excerpt
 from streamkv.memory import InMemoryVideo
 from streamkv.models import VideoLLM
-from streamkv.prefill import StreamWindow, guidance_queries, prefill_segment, prefill_system
+from streamkv.prefill import StreamWindow, guidance_queries, prefill_segment, prefill_system, replay
 from streamkv.types import Segment, SegmentKV
 
 N = FRAME_TOKENS
@@ -218,6 +219,42 @@ def test_rebuilt_window_counts_the_stream_not_what_was_kept(tiny_model: VideoLLM
     attended = attend_stream(tiny_model.rope, q, rebuilt.system[0], local, num_past=10 * N, n_local=8 * N)
     _, expected, _ = tiny_model.qkv(1, tiny_model.finish_layer(0, hidden, attended))
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 4), min_size=1, max_size=9),
+    n_local=st.sampled_from([0, 5, N, 2 * N, 2 * N + 5]),
+    summary=st.booleans(),
+)
+def test_replayed_segments_make_a_window_what_it_was_to_the_bit(
+    counts: list[int], n_local: int, summary: bool, tiny_model: VideoLLM
+) -> None:
+    """Whatever was dropped of them: the stream goes on as one that was never broken off."""
+    method = method_of(n_local, CompressConfig(keep_ratio=0.3, summary=summary))
+    *segments, last = segments_of([*counts, 2])
+    window, kvs = run(tiny_model, method, segments)
+    memory = InMemoryVideo(tiny_model.geometry, kvs)
+    again = replay(memory, method)
+    before = len(segments) - len(again)
+    rebuilt = StreamWindow.rebuild(window.system, Excerpt(memory, memory.segments[:before]), method)
+    for segment in segments[before:]:
+        prefill_segment(tiny_model, rebuilt, segment, method)
+    assert rebuilt.num_tokens == window.num_tokens
+    for ours, theirs in zip(rebuilt.layers, window.layers, strict=True):
+        assert torch.equal(ours.keys_TGd, theirs.keys_TGd)
+        assert torch.equal(ours.values_TGd, theirs.values_TGd)
+    ours, theirs = (prefill_segment(tiny_model, w, last, method) for w in (rebuilt, window))
+    assert all(torch.equal(a.keys_bNGd, b.keys_bNGd) for a, b in zip(ours.layers, theirs.layers, strict=True))
+
+
+def test_no_more_is_replayed_than_the_layers_look_back(tiny_model: VideoLLM) -> None:
+    """Layers x window: here two frames and a summary a segment, and a window of two segments."""
+    method = method_of(6 * N, CompressConfig(keep_ratio=0.3))
+    _, kvs = run(tiny_model, method, segments_of([2] * 12))
+    memory = InMemoryVideo(tiny_model.geometry, kvs)
+    again = replay(memory, method)
+    assert [s.segment_no for s in again] == list(range(12 - 2 * tiny_model.num_layers, 12))
 
 
 def test_rebuilt_window_of_an_empty_stream_is_new(tiny_model: VideoLLM) -> None:

@@ -17,7 +17,7 @@ from streamkv.store.codecs import CODECS, Steps, make_codec
 from streamkv.types import Geometry
 
 GEOMETRY = Geometry(num_layers=2, num_heads=6, num_kv_heads=2, head_dim=5, hidden_dim=30, frame_tokens=7)
-LEVELS = {"int8": 255, "int4": 15}
+LEVELS = {"int8": 255, "int4": 15, "int2": 3}
 
 
 def blocks_of(seed: int, scale: float, offset: float, rows: int = 3) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_a_row_decodes_alone_as_among_others(name: str) -> None:
 
 
 @pytest.mark.parametrize("keys", [True, False])
-@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("name", sorted(LEVELS))
 def test_extreme_groups_stay_finite(name: str, keys: bool) -> None:
     blocks = torch.zeros(1, GEOMETRY.frame_tokens, GEOMETRY.num_kv_heads, GEOMETRY.head_dim)
     blocks[0, 0] = 1e9
@@ -96,7 +96,7 @@ def test_channels_of_keys_and_tokens_of_values_do_not_disturb_each_other() -> No
 
 
 def test_unknown_codec_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"store.codec: unknown 'zip'; known: raw, fp16, int8, int4"):
+    with pytest.raises(ConfigError, match=r"store.codec: unknown 'zip'; known: raw, fp16, int8, int4, int2"):
         make_codec("zip")
 
 
@@ -114,7 +114,7 @@ def test_files_of_every_codec_keep_what_is_searched_exactly(tmp_path: Path, name
         assert file.blocks(layer).keys_bNGd.dtype == blocks.keys_bNGd.dtype
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["fp16", *LEVELS])
 def test_a_flipped_bit_is_found_in_every_codec(tmp_path: Path, name: str) -> None:
     place = write_segment(tmp_path, IDENTITY, "cam", 1, make_kv(), name)
     path = tmp_path / place.path
