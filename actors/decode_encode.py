@@ -85,6 +85,9 @@ class _Session:
     in_flight: int = 0  # segments and gaps sent and not yet durable
     closed: deque[Segment] = field(default_factory=deque)  # segments that wait to be sent
     sent: dict[int, Segment] = field(default_factory=dict)  # that are not yet durable, by number
+    is_watched: bool = False
+    look: Future[bool] | None = None  # of its watches at the open segment, the latest
+    looked: int = 0  # frames that there were by then
     flushed: bool = False
     is_draining: bool = False  # it is to stop where it is, and resume elsewhere
     paused: bool = False  # the open segment was closed because the source is away
@@ -150,7 +153,7 @@ class DecodeEncode:
         """Starts a session; an earlier one of the same stream ends."""
         assert self._parts is not None, "start() comes first"
         feed = self._feed(spec, self._parts)
-        session = _Session(spec, feed, sink, position_s=spec.start_s)
+        session = _Session(spec, feed, sink, position_s=spec.start_s, is_watched=spec.is_watched)
         self.remove_stream(spec.stream_id)
         with self._lock:
             self._sessions[spec.stream_id] = session
@@ -182,6 +185,12 @@ class DecodeEncode:
         if session is not None:
             session.state = "lost"
             session.feed.stop()
+
+    def set_watched(self, stream_id: str, is_watched: bool) -> None:
+        """Whether the stream has watches. A live one's are shown its open segment as it grows."""
+        session = self._session(stream_id)
+        if session is not None:
+            session.is_watched = is_watched
 
     def drain_stream(self, stream_id: str) -> None:
         """Stops a stream so that nothing of it is lost: what it sent is committed first, then it is `drained`.
@@ -328,10 +337,27 @@ class DecodeEncode:
                 self._track(session, session.sink.ship(message), segment.segment_no)
             self.clock.count("segments")
             self.clock.count("shipped_bytes", message.features.nbytes)
+        if session.is_watched and session.spec.is_live:
+            self._show(session)
         if session.is_drained:
             self._end(session, "drained", "")
         elif session.flushed and not session.closed and session.in_flight == 0:
             self._end(session, "failed" if session.feed.error else "done", session.feed.error)
+
+    def _show(self, session: _Session) -> None:
+        """What is new of the open segment, one look at a time; segments that are closed go first."""
+        is_looked_at = session.look is not None and not session.look.done()
+        if session.in_flight or is_looked_at or session.looked == session.frames:
+            return
+        open_segment = session.segmenter.open_segment if session.segmenter is not None else None
+        session.looked = session.frames
+        if open_segment is not None:
+            session.look = session.sink.show(SegmentMessage.of(session.spec, open_segment))
+            session.look.add_done_callback(self._note_look)
+
+    def _note_look(self, look: Future[bool]) -> None:  # in another thread
+        self.clock.count("look_errors" if look.exception() else "looks_done")
+        self._wake.set()
 
     def _track(self, session: _Session, future: Future[Any], segment_no: int | None = None) -> None:
         session.in_flight += 1

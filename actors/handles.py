@@ -49,6 +49,9 @@ class DecodeHandle:
     def add_stream(self, spec: StreamSpec, sink: RaySink) -> None:
         wait_for(self.actor.add_stream.remote(spec, sink), CALL_S)
 
+    def set_watched(self, stream_id: str, is_watched: bool) -> None:
+        wait_for(_control(self.actor.set_watched).remote(stream_id, is_watched), CONTROL_S)
+
     def drain_stream(self, stream_id: str) -> None:
         wait_for(_control(self.actor.drain_stream).remote(stream_id), CONTROL_S)
 
@@ -81,8 +84,8 @@ class PrefillHandle:
         identity: ModelIdentity = wait_for(self.actor.start.remote(), START_S)
         return identity
 
-    def set_commit(self, commit: CommitThroughStore) -> None:
-        wait_for(self.actor.set_commit.remote(commit), CALL_S)
+    def set_commit(self, commit: CommitThroughStore, hear_open: HearOpenThroughStore) -> None:
+        wait_for(self.actor.set_commit.remote(commit, hear_open), CALL_S)
 
     def status(self) -> WorkerStatus:
         status: WorkerStatus = wait_for(_control(self.actor.status).remote(), CONTROL_S)
@@ -170,6 +173,17 @@ class StoreHandle:
         is_new: bool = self._again(self.actor.commit, place, answers)
         return is_new
 
+    def hear_open(
+        self,
+        stream_id: str,
+        epoch: int,
+        segment_no: int,
+        span_s: tuple[float, float],
+        answers: Sequence[WatchAnswer],
+    ) -> int:
+        fired: int = self._again(self.actor.hear_open, stream_id, epoch, segment_no, span_s, answers)
+        return fired
+
     def add_watch(self, watch: Watch, limit: int) -> None:
         self._again(self.actor.add_watch, watch, limit)
 
@@ -219,6 +233,9 @@ class RaySink:
     def ship(self, message: SegmentMessage) -> Future[bool]:
         return as_future(self._prefill.actor.ingest.remote(ray.put(message)))
 
+    def show(self, message: SegmentMessage) -> Future[bool]:
+        return as_future(self._prefill.actor.look.remote(ray.put(message)))
+
     def add_gap(self, stream_id: str, gap: GapView) -> Future[None]:
         return self._store.add_gap(stream_id, gap)
 
@@ -231,6 +248,23 @@ class CommitThroughStore:
 
     def __call__(self, place: SegmentPlace, answers: Sequence[WatchAnswer]) -> bool:
         return self._store.commit(place, answers)
+
+
+class HearOpenThroughStore:
+    """What watches make of an open segment, to the store."""
+
+    def __init__(self, store: StoreHandle) -> None:
+        self._store = store
+
+    def __call__(
+        self,
+        stream_id: str,
+        epoch: int,
+        segment_no: int,
+        span_s: tuple[float, float],
+        answers: Sequence[WatchAnswer],
+    ) -> int:
+        return self._store.hear_open(stream_id, epoch, segment_no, span_s, answers)
 
 
 def _control(method: Any) -> Any:

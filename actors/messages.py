@@ -29,13 +29,19 @@ class StreamSpec:
     next_segment_no: int = 0  # of the first segment that it sends
     num_committed: int = 0  # segments below are committed, and sent for their window's sake alone
     is_live: bool = False
+    is_watched: bool = False  # a live stream's watches look at its open segment
     origin_s: float = 0.0  # seconds since 1970 at stream time 0; a live source's alone
 
 
 class SegmentSink(Protocol):
-    """Where a stream's segments and gaps go; the futures end when they are durable."""
+    """Where a stream's segments and gaps go; the futures end when they are durable.
+
+    `show`: the open segment as it is, for the stream's watches; its future ends when they have looked.
+    """
 
     def ship(self, message: SegmentMessage) -> Future[bool]: ...
+
+    def show(self, message: SegmentMessage) -> Future[bool]: ...
 
     def add_gap(self, stream_id: str, gap: GapView) -> Future[None]: ...
 

@@ -56,6 +56,7 @@ def load_prefill_parts(config: PipelineConfig) -> PrefillParts:
             config.watch.max_new_tokens,
         ),
         replays=config.ingest.replay,
+        open_share=config.watch.open_share,
     )
 
 

@@ -1,6 +1,7 @@
 """Prefill of many streams' segments: owns their sliding windows, writes their files, has them committed.
 
-A stream's watches are asked of each segment once it is prefilled; what they answer is committed with it.
+A stream's watches are asked of each segment once it is prefilled; what they answer is committed with it. A live one's
+look at its open segment, too, as often as there is time for it; of that nothing stays but what they tell.
 
 A window is only ever ahead of the store by the segment at hand. When anything goes wrong with that one, the
 window is dropped, and the stream resumes from what is committed: an archive some segments before, which are prefilled
@@ -22,7 +23,9 @@ import torch
 
 from actors.failures import SessionLostError, describe
 from actors.messages import Replay, SegmentMessage, WorkerStatus
+from actors.share import Share
 from actors.timing import StageClock
+from actors.workers import HearOpen
 from streamkv.excerpt import Excerpt
 from streamkv.memory import SegmentInfo, VideoMemory
 from streamkv.store import ModelIdentity, SegmentPlace, write_segment
@@ -46,6 +49,10 @@ class SegmentEngine(Protocol):
         self, window: Any, segment: Segment, guidance: str = "", keep_ratio: float = 0.0
     ) -> SegmentKV: ...
 
+    def peek(
+        self, window: Any, segment: Segment, guidance: str = "", keep_ratio: float = 0.0
+    ) -> SegmentKV: ...
+
 
 @dataclass(frozen=True)
 class PrefillParts:
@@ -59,6 +66,7 @@ class PrefillParts:
     recall: Callable[[str], VideoMemory]  # a stream's committed past
     ask: AskSegment  # for its watches
     replays: bool = True  # archives, after a window was lost
+    open_share: float = 0.5  # of the time, for looks at open segments
 
 
 @dataclass
@@ -84,6 +92,8 @@ class Prefill:
         self.clock = StageClock()
         self._load = load
         self._commit = commit
+        self._hear_open: HearOpen | None = None
+        self._looks = Share(0.0)
         self._parts: PrefillParts | None = None
         self._sessions: dict[str, _Session] = {}
         self._watches: dict[str, tuple[WatchQuestion, ...]] = {}  # of streams that are open, or about to be
@@ -94,11 +104,15 @@ class Prefill:
         """Loads the model; once more changes nothing. Returns what the store must be of."""
         if self._parts is None:
             self._parts = self._load()
+            self._looks = Share(self._parts.open_share)
         return self._parts.identity
 
-    def set_commit(self, commit: CommitSegment) -> None:
-        """Who commits: known only once the store is open, which needs the identity that `start` returns."""
-        self._commit = commit
+    def set_commit(self, commit: CommitSegment, hear_open: HearOpen | None = None) -> None:
+        """Who commits, and who hears what watches make of open segments (None: they do not look).
+
+        Known only once the store is open, which needs the identity that `start` returns.
+        """
+        self._commit, self._hear_open = commit, hear_open
 
     def check_health(self) -> None:
         """Raises when no work can be done; there is no such state but death."""
@@ -187,6 +201,35 @@ class Prefill:
         self.clock.count("committed_segments")
         self.clock.count("committed_bytes", place.file_bytes)
         return is_new
+
+    def look(self, message: SegmentMessage) -> bool:
+        """Has the stream's watches look at its open segment, and tells what is new. False: they did not look.
+
+        They do not when another segment is due, or when looks have had their share of the time.
+        """
+        parts = self._started()
+        with self._lock:
+            session = self._sessions.get(message.stream_id)
+            questions = self._watches.get(message.stream_id)
+        is_due = session is not None and (session.epoch, session.next_segment_no) == (
+            message.epoch,
+            message.segment_no,
+        )
+        if session is None or not is_due or not questions or self._hear_open is None:
+            return False
+        if not self._looks.has_room:
+            self.clock.count("looks_left_out")
+            return False
+        with self._looks.spend(), self.clock.time("look"):
+            segment = message.to_segment(parts.device)
+            kv = parts.engine.peek(session.window, segment, session.guidance, session.keep_ratio)
+            answers = self._ask_watches(message.stream_id, kv)
+            if answers:
+                span_s = kv.start_s, kv.end_s
+                fired = self._hear_open(message.stream_id, message.epoch, message.segment_no, span_s, answers)
+                self.clock.count("told_early", fired)
+        self.clock.count("looks")
+        return True
 
     def status(self) -> WorkerStatus:
         with self._lock:

@@ -124,6 +124,8 @@ class Sessions:
         with suppress(WorkerLostError, UnknownStreamError):
             questions = questions_of(self._opened.watches_of(charge.stream_id))
             charge.prefilling.worker.set_watches(charge.stream_id, questions)
+            if charge.decoding is not None:
+                charge.decoding.worker.set_watched(charge.stream_id, bool(questions))
             charge.has_untold_watches = False
 
     def _begin(self, charge: Charge, decoding: Decoding, prefilling: Prefilling) -> None:
@@ -162,6 +164,7 @@ class Sessions:
                 next_segment_no=replay.segment_no if replay else info.next_segment_no,
                 num_committed=info.next_segment_no,
                 is_live=is_live,
+                is_watched=bool(beginning.watches),
                 origin_s=info.created_at,
             )
             decoding.worker.add_stream(spec, self._workers.sink(prefilling.worker, store))

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from actors.decode_encode import DecodeParts
-    from actors.handles import CommitThroughStore, DecodeHandle, PrefillHandle, RaySink, StoreHandle
+    from actors.handles import (
+        CommitThroughStore,
+        DecodeHandle,
+        HearOpenThroughStore,
+        PrefillHandle,
+        RaySink,
+        StoreHandle,
+    )
     from actors.prefill import PrefillParts
     from streamkv.config import PipelineConfig, PoolConfig
     from streamkv.store import ModelIdentity
@@ -108,6 +115,11 @@ class RayWorkers:
         from actors.handles import CommitThroughStore
 
         return CommitThroughStore(store)
+
+    def hear_open(self, store: StoreHandle) -> HearOpenThroughStore:
+        from actors.handles import HearOpenThroughStore
+
+        return HearOpenThroughStore(store)
 
 
 def _worker(cls: type, pool: PoolConfig, role: str, *, control_threads: int) -> Any:

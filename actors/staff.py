@@ -96,7 +96,8 @@ class Staff:
             raise
         if not self.identity.done():
             self.identity.set_result(identity)
-        worker.set_commit(self._workers.commit(self.opened.result()))
+        store = self.opened.result()
+        worker.set_commit(self._workers.commit(store), self._workers.hear_open(store))
 
     # ---- sizes
 

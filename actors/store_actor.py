@@ -103,6 +103,16 @@ class StoreActor:
         with self.clock.time("catalog"):
             return self._store().commit(place, answers)
 
+    def hear_open(
+        self,
+        stream_id: str,
+        epoch: int,
+        segment_no: int,
+        span_s: tuple[float, float],
+        answers: Sequence[WatchAnswer],
+    ) -> int:
+        return self._store().watches.hear_open(stream_id, epoch, segment_no, span_s, answers)
+
     def add_watch(self, watch: Watch, limit: int) -> None:
         self._store().watches.add(watch, limit)
 

@@ -74,6 +74,11 @@ class CountingEngine:
         window.append(segment.segment_no)
         return cache_of(segment)
 
+    def peek(
+        self, window: list[int], segment: Segment, guidance: str = "", keep_ratio: float = 0.0
+    ) -> SegmentKV:
+        return self.prefill(list(window), segment, guidance, keep_ratio)
+
 
 def cache_of(segment: Segment) -> SegmentKV:
     """All its frames in all layers; keys and values are drawn by the segment's number."""

@@ -69,6 +69,12 @@ class Engine:
         guidance_TD = self._guidance_embeds(guidance or method.compress.guidance)
         return prefill_segment(self.model, window, segment, method, guidance_TD=guidance_TD)
 
+    def peek(
+        self, window: StreamWindow, segment: Segment, guidance: str = "", keep_ratio: float = 0.0
+    ) -> SegmentKV:
+        """As `prefill`, of a segment that may go on: the window stays where it is."""
+        return self.prefill(window.fork(), segment, guidance, keep_ratio)
+
     def answer(
         self,
         memory: VideoMemory,

@@ -148,6 +148,9 @@ class WatchConfig:
     """Of an answer."""
     min_confidence: float = 0.5
     """Of watches that name none. A less likely answer counts as not shown. Where `method.watch_confidence` is set."""
+    open_share: float = 0.5
+    """Of a prefill actor's time, that watches of live streams may take to look at segments that are still open; 0: they
+    are asked of closed ones alone, and tell of nothing sooner."""
     max_followers: int = 64
     """Connections that may wait for events at once; more are refused with 503."""
     timeout_s: float = 10.0
@@ -164,6 +167,7 @@ class WatchConfig:
                 need(self.max_per_stream >= 0, "watch.max_per_stream", self.max_per_stream, ">= 0"),
                 need(self.max_new_tokens >= 1, "watch.max_new_tokens", self.max_new_tokens, ">= 1"),
                 need(0 <= self.min_confidence <= 1, "watch.min_confidence", self.min_confidence, "0 to 1"),
+                need(0 <= self.open_share <= 1, "watch.open_share", self.open_share, "0 to 1"),
                 need(self.max_followers >= 0, "watch.max_followers", self.max_followers, ">= 0"),
                 need(self.timeout_s > 0, "watch.timeout_s", self.timeout_s, "> 0"),
                 need(self.tries >= 1, "watch.tries", self.tries, ">= 1"),

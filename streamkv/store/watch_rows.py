@@ -55,16 +55,31 @@ def note_answers(session: Session, place: SegmentPlace, answers: Sequence[WatchA
     """Has watches hear what the segment answers. Those that were removed meanwhile are passed over."""
     if not answers:
         return
-    by_id = {answer.watch_id: answer for answer in answers}
-    found = session.scalars(
-        select(WatchRow).where(WatchRow.stream_id == place.stream_id, WatchRow.id.in_(by_id))
-    ).all()
-    for row in found:
-        answer = by_id[row.id]
-        now = shown(answer, row.min_confidence)
+    told = _told_in(session, place.stream_id, place.segment_no)
+    for row, answer, now in _heard(session, place.stream_id, answers):
+        row.segment_no = place.segment_no
+        if row.id in told:
+            continue  # while it was open; what it says now, if that is something else, is told with the next one
         if is_change(row.answer, now, when_gone=row.when_gone):
-            session.add(_fired(row, answer, now, place))
-        row.answer, row.segment_no = now, place.segment_no
+            session.add(_fired(row, answer, now, place.segment_no, (place.start_s, place.end_s)))
+        row.answer = now
+
+
+def _heard(
+    session: Session, stream_id: str, answers: Sequence[WatchAnswer]
+) -> list[tuple[WatchRow, WatchAnswer, str]]:
+    """Each watch that there is with its answer, and with that as it counts."""
+    by_id = {answer.watch_id: answer for answer in answers}
+    found = session.scalars(select(WatchRow).where(WatchRow.stream_id == stream_id, WatchRow.id.in_(by_id)))
+    return [(row, by_id[row.id], shown(by_id[row.id], row.min_confidence)) for row in found.all()]
+
+
+def _told_in(session: Session, stream_id: str, segment_no: int) -> set[str]:
+    """Watches that have fired in that segment."""
+    query = select(WatchEventRow.watch_id).where(
+        WatchEventRow.watch_id.in_(_ids_of(stream_id)), WatchEventRow.segment_no == segment_no
+    )
+    return set(session.scalars(query))
 
 
 def forget_events(session: Session, stream_id: str, stop: int) -> None:
@@ -87,13 +102,17 @@ def _ids_of(stream_id: str) -> Select[Any]:
     return select(WatchRow.id).where(WatchRow.stream_id == stream_id)
 
 
-def _fired(watch: WatchRow, answer: WatchAnswer, now: str, place: SegmentPlace) -> WatchEventRow:
-    strongest = answer.evidence[0] if answer.evidence else place
+def _fired(
+    watch: WatchRow, answer: WatchAnswer, now: str, segment_no: int, span_s: tuple[float, float]
+) -> WatchEventRow:
+    """`span_s`: when it was, where there is no evidence."""
+    if answer.evidence:
+        span_s = answer.evidence[0].start_s, answer.evidence[0].end_s
     return WatchEventRow(
         watch_id=watch.id,
-        segment_no=place.segment_no,
-        start_s=strongest.start_s,
-        end_s=strongest.end_s,
+        segment_no=segment_no,
+        start_s=span_s[0],
+        end_s=span_s[1],
         answer=now,
         previous=watch.answer,
         confidence=answer.confidence,
@@ -165,6 +184,37 @@ class WatchRows:
         """For each watch and segment number: up to `limit` events of later segments, in order; None: no such watch."""
         with self._reading() as session:
             return [_events_after(session, watch_id, number, limit) for watch_id, number in after]
+
+    def hear_open(
+        self,
+        stream_id: str,
+        epoch: int,
+        segment_no: int,
+        span_s: tuple[float, float],
+        answers: Sequence[WatchAnswer],
+    ) -> int:
+        """Tells what the open segment shows that is new; returns how many watches fired. Each does once a segment.
+
+        What is not shown is left to the segment's commit, and so is everything when it is committed already.
+        FencedError when another writer has taken the stream over. Where nothing is new, nothing is written.
+        """
+
+        def news(session: Session) -> list[tuple[WatchRow, WatchAnswer, str]]:
+            told = _told_in(session, stream_id, segment_no)
+            heard = _heard(session, stream_id, answers)
+            return [h for h in heard if h[0].id not in told and is_change(h[0].answer, h[2], when_gone=False)]
+
+        with self._reading() as session:
+            if not news(session):
+                return 0
+        with self._writing() as session:
+            stream = rows.locked(session, stream_id)
+            rows.check_writer(stream, epoch)
+            fired = news(session) if segment_no == stream.next_segment_no else []
+            for row, answer, now in fired:
+                session.add(_fired(row, answer, now, segment_no, span_s))
+                row.answer = now
+            return len(fired)
 
     # ---- webhooks
 

@@ -20,6 +20,7 @@ from actors.prefill import Prefill, PrefillParts
 from actors.store_actor import StoreActor
 from actors.supervisor import Supervisor
 from actors.views import GapView
+from actors.workers import HearOpen
 from bench import fakes
 from bench.fakes import GEOMETRY, IDENTITY, SEGMENTS, CountingEngine, MeanEncoder
 from streamkv.config import PipelineConfig, SourceConfig, StoreConfig
@@ -145,6 +146,9 @@ class LocalSink:
     def ship(self, message: SegmentMessage) -> Future[bool]:
         return self.thread.submit(self.prefill.ingest, message)
 
+    def show(self, message: SegmentMessage) -> Future[bool]:
+        return self.thread.submit(self.prefill.look, message)
+
     def add_gap(self, stream_id: str, gap: GapView) -> Future[None]:
         return self.thread.submit(self.store.add_gap, stream_id, gap.start_s, gap.end_s, gap.reason)
 
@@ -186,6 +190,9 @@ class LocalWorkers:
 
     def commit(self, store: Mortal) -> Callable[[SegmentPlace, Sequence[WatchAnswer]], bool]:
         return lambda place, answers: bool(store.commit(place, answers))
+
+    def hear_open(self, store: Mortal) -> HearOpen:
+        return lambda *heard: int(store.hear_open(*heard))
 
 
 class Stage:

@@ -25,6 +25,8 @@ class Ledger:
         self.messages: list[SegmentMessage] = []
         self.gaps: list[GapView] = []
         self.waiting: list[Future[bool]] = []
+        self.shown: list[SegmentMessage] = []
+        self.looking: list[Future[bool]] = []
 
     def ship(self, message: SegmentMessage) -> Future[bool]:
         self.messages.append(message)
@@ -32,6 +34,14 @@ class Ledger:
         if self.holds:
             self.waiting.append(future)
         else:
+            future.set_result(True)
+        return future
+
+    def show(self, message: SegmentMessage) -> Future[bool]:
+        self.shown.append(message)
+        future: Future[bool] = Future()
+        self.looking.append(future)
+        if not self.holds:
             future.set_result(True)
         return future
 

@@ -188,6 +188,55 @@ def test_watches_are_asked_of_each_segment_and_change_while_a_stream_is_open(
     assert heard[3] == [], "a session asks what it was opened with"
 
 
+Heard = list[tuple[str, int, tuple[float, float], list[str]]]
+
+
+def hearing(prefill: Prefill, store: SegmentStore) -> Heard:
+    """Fills with what watches make of open segments."""
+    heard: Heard = []
+
+    def hear(
+        stream_id: str, epoch: int, no: int, span_s: tuple[float, float], answers: Sequence[WatchAnswer]
+    ) -> int:
+        heard.append((stream_id, no, span_s, [answer.text for answer in answers]))
+        return 1
+
+    prefill.set_commit(store.commit, hear)
+    return heard
+
+
+def test_watches_look_at_an_open_segment_and_leave_nothing(prefill: Prefill, store: SegmentStore) -> None:
+    heard = hearing(prefill, store)
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0, watches=[WatchQuestion("a", "every 1")])
+    assert prefill.look(message(0, epoch))
+    assert prefill.look(message(0, epoch))
+    assert not prefill.look(message(1, epoch)), "another is due"
+    assert not prefill.look(message(0, epoch + 1))
+    assert not prefill.look(message(0, epoch, "other"))
+    assert prefill.ingest(message(0, epoch))
+    assert prefill.look(message(1, epoch))
+    assert heard == [("s", 0, (0.0, 2.0), ["0"])] * 2 + [("s", 1, (2.0, 4.0), ["1"])]
+    assert [place.segment_no for place in store.segments("s", 0, 99)] == [0]
+    prefill.set_watches("s", [])
+    assert not prefill.look(message(1, epoch))
+    totals = prefill.status().totals
+    assert (totals["looks"], totals["told_early"], totals["prefilled_frames"]) == (3, 3, 2)
+
+
+def test_looks_take_no_more_than_their_share(store: SegmentStore) -> None:
+    parts = replace(prefill_parts(StoreConfig(str(store.root))), open_share=0.0)
+    prefill = Prefill(lambda: parts)
+    prefill.start()
+    heard = hearing(prefill, store)
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0, watches=[WatchQuestion("a", "every 1")])
+    assert not prefill.look(message(0, epoch))
+    assert prefill.ingest(message(0, epoch))
+    assert heard == []
+    assert prefill.status().totals["looks_left_out"] == 1
+
+
 def test_watches_that_cannot_be_asked_do_not_end_their_stream(prefill: Prefill, store: SegmentStore) -> None:
     epoch = store.begin_writing("s")
     prefill.open_stream("s", epoch, 0, watches=[WatchQuestion("a", "every none")])

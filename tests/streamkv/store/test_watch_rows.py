@@ -92,6 +92,53 @@ def test_a_repeated_commit_tells_nothing_again(store: SegmentStore) -> None:
     assert store.watches.record("colour").answer == "red"
 
 
+def look(store: SegmentStore, epoch: int, segment_no: int, heard: list[WatchAnswer]) -> int:
+    span_s = 4.0 * segment_no, 4.0 * segment_no + 1
+    return store.watches.hear_open("cam", epoch, segment_no, span_s, heard)
+
+
+def test_an_open_segment_tells_at_once_and_once(store: SegmentStore) -> None:
+    for watch in (COLOUR, POSTED):
+        store.watches.add(watch, PLENTY)
+    epoch = store.begin_writing("cam")
+    assert look(store, epoch, 0, answers(0, "", "no", confidence=0.9)) == 1
+    assert look(store, epoch, 0, answers(0, "red", "no", confidence=0.4)) == 0, "not sure enough"
+    assert look(store, epoch, 0, answers(0, "red", "yes")) == 1, "the other has told in this segment"
+    assert look(store, epoch, 0, answers(0, "blue", "no")) == 0
+    assert store.watches.record("colour").segment_no == -1, "it has not heard the whole of it"
+    commit(store, epoch, 0, answers(0, "blue", "no"))
+    assert (told(store, "colour"), told(store, "posted")) == ([(0, "", "red")], [(0, "", "no")])
+    assert store.watches.record("colour").segment_no == 0
+    commit(store, epoch, 1, answers(1, "blue", "no"))
+    assert told(store, "colour") == [(0, "", "red"), (1, "red", "blue")], (
+        "what it turned to is told with the next"
+    )
+    assert told(store, "posted") == [(0, "", "no")]
+
+
+def test_what_is_gone_is_gone_when_the_segment_is_whole(store: SegmentStore) -> None:
+    gone = replace(COLOUR, when_gone=True)
+    store.watches.add(gone, PLENTY)
+    epoch = store.begin_writing("cam")
+    commit(store, epoch, 0, answers(0, "red"))
+    assert look(store, epoch, 1, answers(1, "")) == 0
+    commit(store, epoch, 1, answers(1, ""))
+    assert told(store, "colour") == [(0, "", "red"), (1, "red", "")]
+
+
+def test_an_open_segment_of_another_time_or_writer_tells_nothing(store: SegmentStore) -> None:
+    store.watches.add(COLOUR, PLENTY)
+    old = store.begin_writing("cam")
+    commit(store, old, 0, answers(0, "red"))
+    assert look(store, old, 0, answers(0, "blue")) == 0, "it is committed"
+    assert look(store, old, 2, answers(2, "blue")) == 0, "there is one before it"
+    store.begin_writing("cam")
+    with pytest.raises(FencedError):
+        look(store, old, 1, answers(1, "blue"))
+    assert told(store, "colour") == [(0, "", "red")]
+    assert store.watches.record("colour").answer == "red"
+
+
 def test_a_refused_commit_tells_nothing(store: SegmentStore) -> None:
     store.watches.add(COLOUR, PLENTY)
     old, _ = store.begin_writing("cam"), store.begin_writing("cam")
