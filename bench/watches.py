@@ -10,13 +10,17 @@ told. The tolerances are 2 s, as the field has it (StreamingBench's proactive ou
 1 / `source.sample_fps`: the demo world is sampled every 2 s, so that a change is seen up to 2 s late and both are the
 same there. Things come and go within scenes, and a segment is a whole scene: it tells of them as late or as early.
 
-An event names its moment, but it is told once its segment has closed. `output_2s` takes the time of telling, the
-segment's end, for the event's time: the field's rule to the letter, which a segment longer than 2 s cannot meet.
+A live stream's watches look at its open segment with every frame, and tell when they see a change, once a segment;
+an archive's hear closed segments alone. `output_2s` takes the time of telling for the event's time, which is the
+field's rule to the letter: when the frame was on show that a look was at (seconds of computing are not in it), or else
+when the segment closed.
 
-- `precision_K_T`, `recall_K_T` for each kind K of question and tolerance T: `2s`, `interval`, `output_2s`.
-- `late_s`: seconds of stream time from the start of an event's segment to its end.
-- `kept_T`, `false_T`: the share of right and of wrong answers whose confidence is at least T.
-- `cost_N`: seconds for N watches over seconds for the prefill of the segment.
+- `precision_K_T`, `recall_K_T` for each kind K of question and tolerance T: `2s`, `interval`, `output_2s`, of a live
+  stream; with `_closed` of an archive.
+- `late_s`, `late_closed_s`: seconds of stream time from an event's time to when it was told.
+- `kept_T`, `false_T`: the share of right and of wrong answers of closed segments whose confidence is at least T.
+- `cost_N`: seconds for N watches over seconds for the prefill of the closed segment; `cost_open_N`: seconds of all
+  looks at it while it was open, over the same.
 """
 
 from __future__ import annotations
@@ -36,19 +40,20 @@ from pipeline.settings import load_settings
 from streamkv.confidence import Signs, confidence, fit
 from streamkv.config import ConfidenceConfig, PipelineConfig
 from streamkv.engine import Engine
-from streamkv.evaluation.runner import EncodedVideo
 from streamkv.memory import InMemoryVideo
 from streamkv.models import load_model
+from streamkv.segmentation import Segmenter
 from streamkv.townsquare import Scene, World, is_correct
 from streamkv.townsquare.questions import COUNT_WORDS
 from streamkv.townsquare.script import COLOURS, KINDS
-from streamkv.types import SegmentKV
+from streamkv.types import Segment, SegmentKV
 from streamkv.watches import WatchAnswer, WatchQuestion, ask_segment, is_change, method_of_watches, shown
 
 MAX_NEW_TOKENS = 8
 FIELD_S = 2.0
 """The field's tolerance."""
 COSTS = (1, 10, 100)
+OPEN_COSTS = (1, 10)
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 
 
@@ -174,6 +179,35 @@ class Told:
             self.matched[name] = self.matched.get(name, 0) + num_matched(events, changes, rule)
 
 
+class Hearing:
+    """What one way of listening tells of each question: it fires once a segment."""
+
+    def __init__(self, texts: Sequence[str], min_confidence: float) -> None:
+        self.events: dict[str, list[Change]] = {text: [] for text in texts}
+        self._heard = dict.fromkeys(texts, "")
+        self._told_in = dict.fromkeys(texts, -1)
+        self._min_confidence = min_confidence
+
+    def look(self, segment: SegmentKV, answers: Iterable[WatchAnswer], now_s: float) -> None:
+        """At a segment that is open."""
+        for said in answers:
+            if shown(said, self._min_confidence):
+                self._hear(segment, said, now_s)
+
+    def close(self, segment: SegmentKV, answers: Iterable[WatchAnswer]) -> None:
+        for said in answers:
+            self._hear(segment, said, segment.end_s)
+
+    def _hear(self, segment: SegmentKV, said: WatchAnswer, now_s: float) -> None:
+        text, now = said.watch_id, shown(said, self._min_confidence)
+        if self._told_in[text] == segment.segment_no:
+            return
+        if is_change(self._heard[text], now, when_gone=False):
+            self.events[text].append(Change(said.evidence[0].start_s, now, now_s))
+            self._told_in[text] = segment.segment_no
+        self._heard[text] = now
+
+
 class Bench:
     """One model, any number of worlds."""
 
@@ -186,42 +220,64 @@ class Bench:
         self._standing = standing_questions()
         self._min_confidence = config.watch.min_confidence
         self._rules = rules(config.source.sample_fps)
-        self._late_s: list[float] = []
-        self.told: dict[str, Told] = {}
+        self._late_s: dict[str, list[float]] = {}
+        self.told: dict[str, dict[str, Told]] = {
+            "": {},
+            "_closed": {},
+        }  # by the way of listening, then by kind
         self.outcomes: list[Outcome] = []
-        self.costs: dict[int, list[float]] = {n: [] for n in COSTS}
+        self.costs: dict[str, list[float]] = {}
 
     def hear(self, seed: int, minutes: float) -> None:
-        """A whole world, and every standing question of each segment."""
+        """A whole world, and every standing question of each frame and each segment."""
         world, seen = worlds.show(self._model, seed, minutes, self._config.source.sample_fps)
-        heard: dict[str, str] = {}
-        events: dict[str, list[Change]] = {s.text: [] for s in self._standing}
-        for kv, memory in self._segments(seen):
-            answers = self._ask(kv, [s.text for s in self._standing])
-            for standing, said in zip(self._standing, answers, strict=True):
-                now = shown(said, self._min_confidence)
-                if is_change(heard.get(standing.text, ""), now, when_gone=False):
-                    events[standing.text].append(Change(said.evidence[0].start_s, now, kv.end_s))
-                    self._late_s.append(kv.end_s - kv.start_s)
-                heard[standing.text] = now
-                if self._reads_signs:
-                    signs = self._asked.read(memory, standing.text).signs
-                    right = is_right(world, standing, kv, said.text)
-                    self.outcomes.append(Outcome(standing.kind, signs, right))
-        for standing in self._standing:
-            changes = true_changes(world, standing)
-            for kind in (standing.kind, "all"):
-                self.told.setdefault(kind, Told()).add(events[standing.text], changes, self._rules)
+        texts = [s.text for s in self._standing]
+        live, archive = (Hearing(texts, self._min_confidence) for _ in range(2))
+        window, segmenter = self._engine.open_window(), Segmenter(self._config.method.segment)
+        looks_s = dict.fromkeys(OPEN_COSTS, 0.0)
 
-    def _segments(self, seen: EncodedVideo) -> Iterable[tuple[SegmentKV, InMemoryVideo]]:
-        segments = worlds.prefilled(self._engine, seen)
-        while True:
-            begun = time.perf_counter()
-            kv = next(segments, None)  # cutting it off takes next to nothing
-            if kv is None:
+        def close(segment: Segment | None) -> None:
+            if segment is None:
                 return
-            self._cost(kv, time.perf_counter() - begun)
-            yield kv, InMemoryVideo(self._model.geometry, [kv])
+            begun = time.perf_counter()
+            kv = self._engine.prefill(window, segment)
+            prefill_s = time.perf_counter() - begun
+            answers = self._ask(kv, texts)
+            live.close(kv, answers)
+            archive.close(kv, answers)
+            self._cost(kv, prefill_s)
+            for count in OPEN_COSTS:
+                self.costs.setdefault(f"open_{count}", []).append(looks_s[count] / prefill_s)
+                looks_s[count] = 0.0
+            if self._reads_signs:
+                self._read_signs(world, kv)
+
+        for features_ND, (start_s, end_s) in zip(seen.features_FND, seen.spans_s, strict=True):
+            close(segmenter.push(features_ND, start_s, end_s))
+            segment = segmenter.open_segment
+            if segment is not None:
+                begun = time.perf_counter()
+                kv = self._engine.peek(window, segment)
+                peek_s = time.perf_counter() - begun
+                live.look(kv, self._ask(kv, texts), start_s)
+                for count in OPEN_COSTS:
+                    looks_s[count] += peek_s + self._seconds_of(kv, count)
+        close(segmenter.flush())
+
+        for way, hearing in (("", live), ("_closed", archive)):
+            for standing in self._standing:
+                events, changes = hearing.events[standing.text], true_changes(world, standing)
+                for kind in (standing.kind, "all"):
+                    self.told[way].setdefault(kind, Told()).add(events, changes, self._rules)
+                self._late_s.setdefault(f"late{way}_s", []).extend(e.told_s - e.time_s for e in events)
+
+    def _read_signs(self, world: World, kv: SegmentKV) -> None:
+        memory = InMemoryVideo(self._model.geometry, [kv])
+        for standing in self._standing:
+            reading = self._asked.read(memory, standing.text)
+            (said,) = self._ask(kv, [standing.text])
+            right = is_right(world, standing, kv, said.text)
+            self.outcomes.append(Outcome(standing.kind, reading.signs, right))
 
     def _ask(self, kv: SegmentKV, texts: Sequence[str]) -> list[WatchAnswer]:
         questions = [WatchQuestion(text, text) for text in texts]
@@ -230,20 +286,26 @@ class Bench:
 
     def _cost(self, kv: SegmentKV, prefill_s: float) -> None:
         for count in COSTS:
-            questions = [self._standing[i % len(self._standing)].text for i in range(count)]
-            begun = time.perf_counter()
-            self._ask(kv, questions)
-            self.costs[count].append((time.perf_counter() - begun) / prefill_s)
+            self.costs.setdefault(str(count), []).append(self._seconds_of(kv, count) / prefill_s)
+
+    def _seconds_of(self, kv: SegmentKV, count: int) -> float:
+        """So many watches take."""
+        questions = [self._standing[i % len(self._standing)].text for i in range(count)]
+        begun = time.perf_counter()
+        self._ask(kv, questions)
+        return time.perf_counter() - begun
 
     def figures(self) -> list[Figure]:
         made = []
-        for kind, told in self.told.items():
-            note = f"{told.num_events} events, {told.num_changes} changes"
-            for name, matched in told.matched.items():
-                precision = matched / told.num_events if told.num_events else float("nan")
-                made.append(Figure(f"precision_{kind}_{name}", "share", (precision,), note))
-                made.append(Figure(f"recall_{kind}_{name}", "share", (matched / told.num_changes,), note))
-        made.append(Figure("late_s", "s", tuple(self._late_s)))
+        for way, by_kind in self.told.items():
+            for kind, told in by_kind.items():
+                note = f"{told.num_events} events, {told.num_changes} changes"
+                for name, matched in told.matched.items():
+                    precision = matched / told.num_events if told.num_events else float("nan")
+                    made.append(Figure(f"precision_{kind}_{name}{way}", "share", (precision,), note))
+                    recall = matched / told.num_changes
+                    made.append(Figure(f"recall_{kind}_{name}{way}", "share", (recall,), note))
+        made += [Figure(name, "s", tuple(late_s)) for name, late_s in self._late_s.items()]
         made += [Figure(f"cost_{n}", "ratio", tuple(r), "of the prefill") for n, r in self.costs.items()]
         return made
 
