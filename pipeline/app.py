@@ -98,7 +98,7 @@ def api_options(config: ServeConfig, watch: WatchConfig) -> dict[str, Any]:
 def answer_options(config: ServeConfig) -> dict[str, Any]:
     """As many wait beside those that are answered together; the queue behind is bounded."""
     return {
-        "num_replicas": config.replicas,
+        **replica_count(config),
         "max_ongoing_requests": 2 * config.batch_questions,
         "max_queued_requests": config.max_queued,
         "health_check_period_s": 10,
@@ -110,6 +110,23 @@ def answer_options(config: ServeConfig) -> dict[str, Any]:
             "resources": {ANSWER: ROLE_SHARE},
         },
         **stream_affinity(),
+    }
+
+
+def replica_count(config: ServeConfig) -> dict[str, Any]:
+    """So many, or by the questions under way, looked at twice in the time after which it is acted on."""
+    if config.max_replicas <= config.replicas:
+        return {"num_replicas": config.replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": config.replicas,
+            "max_replicas": config.max_replicas,
+            "target_ongoing_requests": config.batch_questions,
+            "upscale_delay_s": config.scale_up_s,
+            "downscale_delay_s": config.scale_down_s,
+            "metrics_interval_s": config.scale_up_s / 2,
+            "look_back_period_s": config.scale_up_s,
+        }
     }
 
 

@@ -93,6 +93,13 @@ class ServeConfig:
     proxy: Literal["serve", "haproxy"] = "serve"
     """What takes HTTP: Ray Serve's own proxy, or the HAProxy that Ray brings (docs/operations.md)."""
     replicas: int = 1
+    """Processes that answer, each with a model of its own; with `max_replicas` the fewest."""
+    max_replicas: int = 0
+    """There are more of them, up to this, while each has more than `batch_questions` under way; 0: always as many."""
+    scale_up_s: float = 10.0
+    """How long there have been too many questions before a replica is added."""
+    scale_down_s: float = 300.0
+    """How long there have been too few before one goes, which it does when its last question is answered."""
     cpus: float = 0.5
     gpus: float = 0.0
     max_new_tokens: int = 128
@@ -126,6 +133,14 @@ class ServeConfig:
             [
                 need(_is_zone(self.time_zone), "serve.time_zone", self.time_zone, allowed),
                 need(self.replicas >= 1, "serve.replicas", self.replicas, ">= 1"),
+                need(
+                    self.max_replicas == 0 or self.max_replicas >= self.replicas,
+                    "serve.max_replicas",
+                    self.max_replicas,
+                    f"0, or serve.replicas ({self.replicas}) and more",
+                ),
+                need(self.scale_up_s > 0, "serve.scale_up_s", self.scale_up_s, "> 0"),
+                need(self.scale_down_s > 0, "serve.scale_down_s", self.scale_down_s, "> 0"),
                 need(self.timeout_s > 0, "serve.timeout_s", self.timeout_s, "> 0"),
                 need(self.max_new_tokens >= 1, "serve.max_new_tokens", self.max_new_tokens, ">= 1"),
                 need(self.max_queued >= 1, "serve.max_queued", self.max_queued, ">= 1"),

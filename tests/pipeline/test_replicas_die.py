@@ -1,4 +1,4 @@
-"""Replicas are killed again and again under questions, behind each proxy: nobody sees more than a pause."""
+"""Replicas are killed, added and taken away under questions, behind each proxy: nobody sees more than a pause."""
 
 from __future__ import annotations
 
@@ -38,8 +38,11 @@ class Outcomes:
 def two_replicas(
     request: pytest.FixtureRequest, tmp_path: Path, tiny_checkpoint: Path, films: Path
 ) -> Iterator[LiveServer]:
-    settings = (*SETTINGS, f"serve.proxy={request.param}", "serve.replicas=2", f"serve.max_new_tokens={LONG}")
-    live = LiveServer(tmp_path / "home", tiny_checkpoint, *settings)
+    scaling = ("serve.replicas=2", "serve.max_replicas=3", "serve.scale_up_s=2", "serve.scale_down_s=3")
+    small = ("serve.batch_questions=1", f"serve.max_new_tokens={LONG}")
+    live = LiveServer(
+        tmp_path / "home", tiny_checkpoint, *SETTINGS, f"serve.proxy={request.param}", *scaling, *small
+    )
     try:
         live.up()
         with live.client() as client:
@@ -84,16 +87,20 @@ def kill_one(server: LiveServer) -> int:
     return len(replicas[:1])
 
 
-def test_replicas_that_die_cost_no_answer(two_replicas: LiveServer) -> None:
-    url, stop, found = two_replicas.record.url, threading.Event(), Outcomes()
+def test_replicas_that_die_come_and_go_cost_no_answer(two_replicas: LiveServer) -> None:
+    url, few, stop, found = two_replicas.record.url, threading.Event(), threading.Event(), Outcomes()
     with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask, url, stop, found) for ask in (ask_whole, ask_in_pieces) for _ in range(2)]
+        asking = [pool.submit(ask, url, few, found) for ask in (ask_whole, ask_in_pieces, ask_in_pieces)]
+        asking.append(pool.submit(ask_whole, url, stop, found))
         try:
             for _ in range(KILLS):
                 time.sleep(EVERY_S)
                 wait_until(lambda: kill_one(two_replicas))  # a slow machine may have none at the moment
-            time.sleep(EVERY_S)
+            wait_until(lambda: len(two_replicas.processes(REPLICA)) == 3)
+            few.set()
+            wait_until(lambda: len(two_replicas.processes(REPLICA)) == 2)
         finally:
+            few.set()
             stop.set()
         for each in asking:
             each.result()
