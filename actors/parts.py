@@ -12,6 +12,7 @@ from pathlib import Path
 from actors.decode_encode import DecodeParts
 from actors.messages import StreamSpec
 from actors.prefill import PrefillParts
+from actors.priority import yield_by
 from streamkv.config import PipelineConfig, SourceConfig
 from streamkv.grid import OnGap
 from streamkv.live import LiveSource
@@ -25,6 +26,7 @@ def load_decode_parts(config: PipelineConfig) -> DecodeParts:
     from streamkv.models import load_model
     from streamkv.segmentation import Segmenter
 
+    yield_by(config.ingest.nice)
     return DecodeParts(
         encoder=load_model(config.model),
         make_segmenter=partial(Segmenter, config.method.segment),
@@ -39,6 +41,7 @@ def load_prefill_parts(config: PipelineConfig) -> PrefillParts:
     from streamkv.store.codecs import make_codec
     from streamkv.watches import ask_segment, method_of_watches
 
+    yield_by(config.ingest.nice)
     model = load_model(config.model)
     identity = ModelIdentity.of(model)
     make_codec(config.store.codec)  # an unknown name fails here, not at the first segment

@@ -77,13 +77,21 @@ class IngestConfig:
     """Streams that an actor of the pool `encode` may have at a time; 0: any number."""
     when_full: Literal["refuse", "queue"] = "refuse"
     """A stream for which there is no place: `refuse` it, or have it wait as `registered` in a `queue`."""
+    nice: int = 5
+    """How much less urgent ingest is than answers where they share processors, 0 to 19: with 5 it has a quarter of a
+    processor that both want."""
     replay: bool = True
     """An archive that lost its window prefills its last layers x `method.n_local` tokens again, so that it goes on to
     the bit as if nothing had happened; else it goes on at once, on a window of what is stored, as live streams do."""
 
     def __post_init__(self) -> None:
         limit = self.max_streams_per_decoder
-        check([need(limit >= 0, "ingest.max_streams_per_decoder", limit, ">= 0")])
+        check(
+            [
+                need(limit >= 0, "ingest.max_streams_per_decoder", limit, ">= 0"),
+                need(0 <= self.nice <= 19, "ingest.nice", self.nice, "0 to 19"),
+            ]
+        )
 
 
 @dataclass(frozen=True)
