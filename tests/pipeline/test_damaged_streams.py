@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damage import CORPUS, Damaged
-from live import SAMPLE_FPS, SETTINGS, LiveServer, wait_for_end
+from live import SAMPLE_FPS, LiveServer, wait_for_end
 
 from pipeline.client import Client, ServerError
 
@@ -22,20 +22,14 @@ ACTORS = ("DecodeEncode", "Prefill", "StoreActor", "SupervisorFront")
 
 
 @pytest.fixture
-def server(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[LiveServer]:
-    """It encodes one frame at a time: in a batch, the last bits of a frame's features depend on how many there are."""
-    live = LiveServer(tmp_path / "home", tiny_checkpoint, *SETTINGS, "source.batch_frames=1")
-    try:
-        live.up()
-        yield live
-    finally:
-        live.discard()
-
-
-@pytest.fixture
 def client(server: LiveServer) -> Iterator[Client]:
+    """Takes away all streams that a test leaves."""
     with server.client() as client:
+        before = {stream["id"] for stream in client.streams()}
         yield client
+        for stream in client.streams():
+            if stream["id"] not in before:
+                client.remove_stream(stream["id"])
 
 
 def kept(server: LiveServer, stream_id: str) -> list[tuple[object, ...]]:
