@@ -8,7 +8,7 @@ Random keys and values, float32 as a model on a CPU has them, at the geometries 
 - `bytes_over_rekv_fp16`: files of a stream against all its frames' keys and values in float16 (default codec, 7B, half
   of the frames kept); `_<geometry>_<codec>_<keep>` for the others.
 - `write_over_copy`: bytes a second of writing a segment (codec, checksums, fsync, rename) over those of copying its
-  file with the same fsyncs (default codec, 7B).
+  file with the same fsyncs (default codec, 7B). `_float16`: of a segment in float16, as a model on a GPU has it.
 - `gather_over_memcpy`: seconds of reading the blocks of one question, 64 in each of 28 layers, files in the page cache
   and checked before, over those of one memcpy of as many bytes as the model gets (default codec, 7B). `_first`: the
   first question to meet the files, which checks them; `_near`: the same from host memory that the process keeps
@@ -66,7 +66,9 @@ ASKED_BLOCKS = 64
 STREAM = "s"
 
 
-def random_segment(geometry: Geometry, keep: float, segment_no: int = 0) -> SegmentKV:
+def random_segment(
+    geometry: Geometry, keep: float, segment_no: int = 0, dtype: torch.dtype = torch.float32
+) -> SegmentKV:
     """A segment of which each layer keeps a share, and its summary."""
     rows = max(1, round(keep * FRAMES)) + 1
     shape = (2, rows, geometry.frame_tokens, geometry.num_kv_heads, geometry.head_dim)
@@ -75,7 +77,7 @@ def random_segment(geometry: Geometry, keep: float, segment_no: int = 0) -> Segm
     spans_s = tuple((start_s + FRAME_S * i, start_s + FRAME_S * (i + 1)) for i in range(rows))
     layers = []
     for _ in range(geometry.num_layers):
-        keys, values = torch.randn(shape, generator=generator)
+        keys, values = torch.randn(shape, generator=generator).to(dtype)
         layers.append(LayerBlocks(keys, values, tuple(range(rows)), spans_s))
     return SegmentKV(
         segment_no=segment_no,
@@ -90,8 +92,8 @@ def random_segment(geometry: Geometry, keep: float, segment_no: int = 0) -> Segm
     )
 
 
-def identity_of(geometry: Geometry) -> ModelIdentity:
-    return ModelIdentity("bench", geometry, "float32")
+def identity_of(geometry: Geometry, dtype: str = "float32") -> ModelIdentity:
+    return ModelIdentity("bench", geometry, dtype)
 
 
 @contextmanager
@@ -126,25 +128,26 @@ def sizes(name: str, codecs: Sequence[str]) -> list[Figure]:
 # ---------------------------------------------------------------- writing
 
 
-def writes(name: str, codecs: Sequence[str], rounds: int) -> list[Figure]:
+def writes(name: str, codecs: Sequence[str], rounds: int, dtype: str = "float32") -> list[Figure]:
     """Throughput of `write_segment` over that of copying what it wrote."""
     geometry, out = GEOMETRIES[name], []
-    kv = random_segment(geometry, KEEP)
+    kv, identity = random_segment(geometry, KEEP, dtype=getattr(torch, dtype)), identity_of(geometry, dtype)
+    of = "" if dtype == "float32" else f"_{dtype}"
     for codec in codecs:
         ratios, speeds = [], []
-        for i in range(rounds + 1):
-            with folder() as root:
+        with folder() as root:
+            for i in range(rounds + 1):
                 begun = time.perf_counter()
-                place = write_segment(root, identity_of(geometry), STREAM, 1, kv, codec)
+                place = write_segment(root, identity, STREAM, 1, replace(kv, segment_no=i), codec)
                 wrote = time.perf_counter() - begun
                 begun = time.perf_counter()
                 copy_durably(root / place.path, root / "copy")
                 copied = time.perf_counter() - begun
-            if i:  # the first warms up
-                ratios.append(copied / wrote)
-                speeds.append(place.file_bytes / wrote / 1e6)
-        out.append(Figure(f"write_over_copy_{name}_{codec}", "ratio", tuple(ratios), "aim >= 0.8"))
-        out.append(Figure(f"write_mb_s_{name}_{codec}", "MB/s", tuple(speeds), "of the file"))
+                if i:  # the first warms up, and makes the stream's folder
+                    ratios.append(copied / wrote)
+                    speeds.append(place.file_bytes / wrote / 1e6)
+        out.append(Figure(f"write_over_copy_{name}_{codec}{of}", "ratio", tuple(ratios), "aim >= 0.8"))
+        out.append(Figure(f"write_mb_s_{name}_{codec}{of}", "MB/s", tuple(speeds), "of the file"))
     return out
 
 
@@ -302,6 +305,7 @@ def measure(*, quick: bool) -> list[Figure]:
         out += sizes(name, codecs if name != "7b" else codecs[1:])
     for name in names:
         out += writes(name, codecs if name != "7b" else codecs[1:], rounds)
+        out += writes(name, (DEFAULT,), rounds, "float16")
         say(out)
     for name in names:
         out += gathers(name, codecs if name != "7b" else codecs[1:], rounds, 26)
