@@ -1,4 +1,5 @@
-"""A FAISS index for one layer's summary vectors: exact while small, scanned as 4-bit codes when large.
+"""A FAISS index for one layer's summary vectors: exact while small, scanned as 4-bit codes when large; on a GPU, looked
+at whole (`gpu_index`).
 
 Summary vectors of a large model spread over some hundred directions, and then inverted lists must probe a quarter of
 all lists to find the best. Codes need no luck: an optimised product quantiser (Ge et al. 2013) makes a vector 32 bytes
@@ -11,6 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
+from streamkv.store.gpu_index import GpuIndex, has_gpu
 
 FLAT_BELOW = 50_000
 """Vectors below which looking at all takes a millisecond or two, and nothing is trained."""
@@ -35,6 +38,8 @@ def make_index(vectors_SC: np.ndarray, *, flat_below: int | None = None, seed: i
         index = faiss.IndexFlatIP(dim)
         index.add(vectors_SC)
         return index
+    if has_gpu():
+        return GpuIndex(vectors_SC)
     rng = np.random.default_rng(seed)
     sample = vectors_SC[rng.choice(count, min(count, TRAIN), replace=False)]
     codes = num_codes(dim)
@@ -89,7 +94,11 @@ def search_rows(
         if isinstance(rows, range)
         else faiss.IDSelectorBatch(np.ascontiguousarray(rows, np.int64))
     )
-    vectors = index.refine_index if isinstance(index, faiss.IndexRefine) else index
+    vectors = index
+    if isinstance(index, GpuIndex):
+        vectors = index.on_cpu
+    elif isinstance(index, faiss.IndexRefine):
+        vectors = index.refine_index
     only = faiss.SearchParameters()
     only.sel = chosen
     scores, found = vectors.search(queries_QC, k, params=only)
