@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import faiss
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from streamkv.store import ann, gpu_index
 from streamkv.store.gpu_index import MAX_FOUND, GpuIndex, has_gpu
 from streamkv.store.index import SummaryIndex
 
+faiss = pytest.importorskip("faiss", reason="needs FAISS")
 COUNT, DIM = 3000, 16
 
 
