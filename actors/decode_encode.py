@@ -1,6 +1,7 @@
 """Decoding and encoding of many streams: a thread each decodes, one loop encodes frames of all in one batch.
 
-What leaves is one message a closed segment. Everything is bounded: a stream with `in_flight` segments that
+Where there is more to encode than can be, each stream gets a share by its priority. What leaves is one message a
+closed segment. Everything is bounded: a stream with `in_flight` segments that
 are not yet durable gives no more frames to the tower, so its queue fills, so its decoding waits, so its
 source waits. A live source does not: `actors.live_feed` says what goes then.
 """
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -85,6 +87,7 @@ class _Session:
     in_flight: int = 0  # segments and gaps sent and not yet durable
     closed: deque[Segment] = field(default_factory=deque)  # segments that wait to be sent
     sent: dict[int, Segment] = field(default_factory=dict)  # that are not yet durable, by number
+    had: float = 0.0  # frames that it gave, over its priority; see `_take_in_turn`
     is_watched: bool = False
     look: Future[bool] | None = None  # of its watches at the open segment, the latest
     looked: int = 0  # frames that there were by then
@@ -115,7 +118,7 @@ class DecodeEncode:
         self._parts: DecodeParts | None = None
         self._failure = ""
         self._sessions: dict[str, _Session] = {}
-        self._turn = 0  # which stream is asked first for the next batch
+        self._had = 0.0  # of the stream whose turn it was last
         self._acks: SimpleQueue[tuple[_Session, int | None, Future[Any]]] = SimpleQueue()
         self._asked: SimpleQueue[tuple[str, Future[list[SegmentMessage]]]] = SimpleQueue()
         self._wake = threading.Event()
@@ -266,18 +269,19 @@ class DecodeEncode:
             self._wake.clear()
 
     def _take_in_turn(self, batch: list[tuple[_Session, Frame]]) -> None:
-        sessions = [s for s in self._now() if s.takes_frames]
-        if not sessions:
-            return
-        self._turn += 1
-        first = self._turn % len(sessions)
-        waiting = deque(sessions[first:] + sessions[:first])
+        """A frame of whoever had least for its priority, again and again.
+
+        Who had nothing to give for a while begins where the others are: it does not make up for it at their cost.
+        """
+        waiting = [(max(s.had, self._had), i, s) for i, s in enumerate(self._now()) if s.takes_frames]
+        heapify(waiting)
         while waiting and len(batch) < self._source.batch_frames:
-            session = waiting.popleft()
+            had, i, session = heappop(waiting)
             frame = session.feed.take()
             if frame is not None:
                 batch.append((session, frame))
-                waiting.append(session)
+                self._had, session.had = had, had + 1 / session.spec.priority
+                heappush(waiting, (session.had, i, session))
 
     def _encode(self, batch: list[tuple[_Session, Frame]]) -> None:
         assert self._parts is not None
@@ -329,7 +333,7 @@ class DecodeEncode:
         elif session.feed.is_paused and not session.paused:
             session.paused = True
             _close_open_segment(session)
-        while session.closed and session.in_flight < self._in_flight:
+        while session.closed and session.in_flight < self._in_flight * session.spec.priority:
             segment = session.closed.popleft()
             session.sent[segment.segment_no] = segment
             message = SegmentMessage.of(session.spec, segment)

@@ -25,8 +25,10 @@ class SupervisorFront:
     def state(self) -> PlaneState:
         return self._supervisor.state()
 
-    def add_stream(self, stream_id: str, uri: str, guidance: str = "", tenant: str = "") -> StreamView:
-        return self._supervisor.add_stream(stream_id, uri, guidance, tenant)
+    def add_stream(
+        self, stream_id: str, uri: str, guidance: str = "", tenant: str = "", priority: int = 1
+    ) -> StreamView:
+        return self._supervisor.add_stream(stream_id, uri, guidance, tenant, priority)
 
     def streams(self) -> list[StreamView]:
         return self._supervisor.streams()

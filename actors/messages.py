@@ -31,6 +31,7 @@ class StreamSpec:
     is_live: bool = False
     is_watched: bool = False  # a live stream's watches look at its open segment
     origin_s: float = 0.0  # seconds since 1970 at stream time 0; a live source's alone
+    priority: int = 1  # its share of what the stages can do, over that of a stream with 1
 
 
 class SegmentSink(Protocol):

@@ -166,6 +166,7 @@ class Sessions:
                 is_live=is_live,
                 is_watched=bool(beginning.watches),
                 origin_s=info.created_at,
+                priority=int(info.config.get("priority", 1)),
             )
             decoding.worker.add_stream(spec, self._workers.sink(prefilling.worker, store))
         except UnknownStreamError:  # removed behind our back

@@ -13,9 +13,12 @@ from streamkv.live import is_live
 from streamkv.store import StreamRecord
 from streamkv.video import VideoInfo
 
+MAX_PRIORITY = 8
+"""So many times as many segments of the stream may wait for prefill, too."""
+
 
 def stream_config(
-    config: PipelineConfig, found: VideoInfo, guidance: str = "", keep_ratio: float = 0.0
+    config: PipelineConfig, found: VideoInfo, guidance: str = "", keep_ratio: float = 0.0, priority: int = 1
 ) -> dict[str, Any]:
     """What is noted of a stream when its encoding begins."""
     return {
@@ -28,7 +31,13 @@ def stream_config(
         "is_live": found.is_live,
         "guidance": guidance,
         **({"keep_ratio": keep_ratio} if keep_ratio else {}),
+        **({"priority": priority} if priority != 1 else {}),
     }
+
+
+def check_priority(priority: int) -> None:
+    if not 1 <= priority <= MAX_PRIORITY:
+        raise ConfigError(f"priority: got {priority}, allowed 1 to {MAX_PRIORITY}")
 
 
 def own_settings(config: PipelineConfig, info: StreamRecord, new: Reencoding) -> tuple[str, float]:

@@ -36,6 +36,7 @@ def view_stream(info: StreamInfo, charge: Charge | None, made: NextView | None =
         legal_hold=info.legal_hold,
         keep_ratio=float(info.config.get("keep_ratio", 0.0)),
         next=made,
+        priority=int(info.config.get("priority", 1)),
     )
 
 

@@ -27,7 +27,7 @@ from actors.failures import NotReadyError, WorkerLostError, describe
 from actors.placement import Charge, on_probation
 from actors.sessions import Sessions
 from actors.staff import AnySpot, Staff
-from actors.stream_settings import check_own, own_settings, stream_config
+from actors.stream_settings import check_own, check_priority, own_settings, stream_config
 from actors.stream_views import view_next, view_stream
 from actors.switching import Switching
 from actors.timing import StageClock, add_totals
@@ -78,10 +78,13 @@ class Supervisor:
     def state(self) -> PlaneState:
         return self._state
 
-    def add_stream(self, stream_id: str, uri: str, guidance: str = "", tenant: str = "") -> StreamView:
+    def add_stream(
+        self, stream_id: str, uri: str, guidance: str = "", tenant: str = "", priority: int = 1
+    ) -> StreamView:
         """Registers a stream and begins to ingest it, by its own guidance prompt if one is given.
 
-        `tenant`: whose it is; the streams of a tenant share `store.retention.tenant_bytes`.
+        `tenant`: whose it is; the streams of a tenant share `store.retention.tenant_bytes`. `priority`: where there is
+        more than can be done, it gets so many times what a stream with 1 gets.
 
         Raises:
             StreamIdError, StreamExistsError, SourceError, ConfigError, CapacityError: nothing is registered then.
@@ -90,6 +93,7 @@ class Supervisor:
         check_stream_id(stream_id)
         guidance = guidance.strip()
         check_own(self._config, guidance)
+        check_priority(priority)
         with suppress(UnknownStreamError):
             store.record(stream_id)
             raise StreamExistsError(
@@ -97,7 +101,8 @@ class Supervisor:
             )
         with self._staff.admitted(len(self._charges)):
             found = self._staff.a_decoder(self._all()).probe(uri)
-            store.add_stream(stream_id, uri, stream_config(self._config, found, guidance), tenant)
+            about = stream_config(self._config, found, guidance, priority=priority)
+            store.add_stream(stream_id, uri, about, tenant)
             with self._changes:
                 self._charges[stream_id] = Charge(stream_id)
         self._wake.set()
@@ -146,14 +151,14 @@ class Supervisor:
         store = self._ready()
         info = store.record(stream_id)
         info.check_not_held()
-        own = own_settings(self._config, info, new)
+        own, priority = own_settings(self._config, info, new), int(info.config.get("priority", 1))
         with self._staff.admitted(len(self._charges)):
             found = self._staff.a_decoder(self._all()).probe(info.uri)
             with self._switching.lock:
                 coming = _next_of(store, info)
                 if coming is not None and coming.state == "failed":
                     store.remove_stream(coming.stream_id)
-                next_id = store.begin_next(stream_id, stream_config(self._config, found, *own))
+                next_id = store.begin_next(stream_id, stream_config(self._config, found, *own, priority))
             with self._changes:
                 self._charges[next_id] = Charge(next_id)
         self._wake.set()

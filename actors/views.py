@@ -76,6 +76,7 @@ class StreamView:
     legal_hold: str = ""  # why nothing of it may be deleted; empty: it may
     keep_ratio: float = 0.0  # its own; 0.0: the method's
     next: NextView | None = None
+    priority: int = 1
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ Message = dict[str, Any]
 class Backend(openai.Asking, watches.Watching, Protocol):
     async def state(self) -> PlaneState: ...
 
-    async def add_stream(self, stream_id: str, uri: str, guidance: str, tenant: str) -> StreamView: ...
+    async def add_stream(
+        self, stream_id: str, uri: str, guidance: str, tenant: str, priority: int
+    ) -> StreamView: ...
 
     async def remove_stream(self, stream_id: str) -> None: ...
 
@@ -95,7 +97,8 @@ def make_api(backend: Backend, keys: KeyFile | None = None, *, is_open: bool = T
     @app.post("/v1/streams", status_code=201)
     async def add_stream(new: NewStream) -> Stream:
         """Registers a stream; its ingest begins at once."""
-        return Stream.of(await backend.add_stream(new.id, new.uri, new.guidance, new.tenant))
+        view = await backend.add_stream(new.id, new.uri, new.guidance, new.tenant, new.priority)
+        return Stream.of(view)
 
     @app.get("/v1/streams")
     async def list_streams() -> StreamList:

@@ -309,8 +309,10 @@ class ServeBackend:
         view: StreamView = await self._supervise("stream", stream_id)
         return view
 
-    async def add_stream(self, stream_id: str, uri: str, guidance: str, tenant: str) -> StreamView:
-        view: StreamView = await self._supervise("add_stream", stream_id, uri, guidance, tenant)
+    async def add_stream(
+        self, stream_id: str, uri: str, guidance: str, tenant: str, priority: int
+    ) -> StreamView:
+        view: StreamView = await self._supervise("add_stream", stream_id, uri, guidance, tenant, priority)
         return view
 
     async def remove_stream(self, stream_id: str) -> None:

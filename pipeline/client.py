@@ -58,8 +58,10 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self._http.close()
 
-    def add_stream(self, stream_id: str, uri: str, guidance: str = "", tenant: str = "") -> Json:
-        new = {"id": stream_id, "uri": uri, "guidance": guidance, "tenant": tenant}
+    def add_stream(
+        self, stream_id: str, uri: str, guidance: str = "", tenant: str = "", priority: int = 1
+    ) -> Json:
+        new = {"id": stream_id, "uri": uri, "guidance": guidance, "tenant": tenant, "priority": priority}
         return self._call("POST", "/v1/streams", new)
 
     def streams(self) -> list[Json]:

@@ -47,6 +47,12 @@ class NewStream(BaseModel):
     tenant: Annotated[
         str, Field(max_length=200, description="whose it is; a tenant's streams share a limit of bytes")
     ] = ""
+    priority: Annotated[
+        int,
+        Field(
+            ge=1, le=8, description="its share over that of a stream with 1, where not all can be taken in"
+        ),
+    ] = 1
 
 
 class Reencode(BaseModel):
@@ -161,6 +167,7 @@ class Stream(BaseModel):
     tenant: Annotated[str, Field(description="whose it is")] = ""
     legal_hold: Annotated[str, Field(description="why nothing of it may be deleted; empty: it may")] = ""
     keep_ratio: Annotated[float, Field(description="its own share of frames kept; 0: the server's")] = 0.0
+    priority: Annotated[int, Field(description="its share over that of a stream with 1")] = 1
     reencode: Annotated[Next | None, Field(description="what is to take its place; null: nothing")] = None
 
     @classmethod
@@ -185,6 +192,7 @@ class Stream(BaseModel):
             tenant=view.tenant,
             legal_hold=view.legal_hold,
             keep_ratio=view.keep_ratio,
+            priority=view.priority,
             reencode=Next.of(view.next) if view.next is not None else None,
         )
 

@@ -65,6 +65,12 @@ def add(
     tenant: Annotated[
         str, typer.Option(help="Whose it is; a tenant's streams share a limit of bytes.", show_default=False)
     ] = "",
+    priority: Annotated[
+        int,
+        typer.Option(
+            min=1, max=8, help="Its share over that of a stream with 1, where not all can be taken in."
+        ),
+    ] = 1,
     wait: Annotated[bool, typer.Option("--wait", help="Return when all of it is ingested.")] = False,
     home: HomeOption = DEFAULT,
     url: UrlOption = "",
@@ -74,7 +80,7 @@ def add(
     with friendly(as_json=as_json), connect(home, url) as client:
         # The server may have another working directory, so a file is named in full.
         source = str(Path(uri).resolve()) if Path(uri).exists() else uri
-        stream = client.add_stream(stream_id, source, guidance, tenant)
+        stream = client.add_stream(stream_id, source, guidance, tenant, priority)
         if wait:
             (stream,) = wait_for_streams(client, [stream_id])
         if as_json:

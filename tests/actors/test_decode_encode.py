@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -123,6 +124,45 @@ def test_a_stream_whose_segments_are_not_durable_stops_decoding(
         future.set_result(True)
     wait_until(lambda: state(actor, "slow") == "done")
     assert slow.frames("slow") == [float(k) for k in range(70)]
+
+
+class SlowEncoder(MeanEncoder):
+    """Slower than decoding, so that frames wait for it."""
+
+    def encode_frames(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
+        time.sleep(0.01)
+        return super().encode_frames(frames)
+
+
+def test_streams_share_the_tower_by_priority(footage: Footage) -> None:
+    """Of three that always have frames to give; one that comes later makes up for nothing."""
+    actor = DecodeEncode(partial(decode_parts, footage, SlowEncoder()), SOURCE, in_flight=2)
+    actor.start()
+    sink = Ledger()
+
+    def frames(stream_id: str) -> int:
+        return actor.status().feeds[stream_id].frames
+
+    try:
+        actor.add_stream(StreamSpec("high", "480", epoch=1, priority=3), sink)
+        actor.add_stream(StreamSpec("low", "480", epoch=1), sink)
+        wait_until(lambda: frames("high") >= 200)
+        assert 3 * frames("low") == pytest.approx(
+            frames("high"), abs=3 * (SOURCE.batch_frames + SOURCE.queue_frames)
+        )
+        before = frames("low")
+        actor.add_stream(StreamSpec("late", "480", epoch=1), sink)
+        wait_until(lambda: frames("late") >= 40)
+        assert frames("low") - before == pytest.approx(frames("late"), abs=12)
+    finally:
+        actor.shutdown()
+
+
+def test_a_stream_of_high_priority_has_more_segments_on_their_way(actor: DecodeEncode) -> None:
+    sink = Ledger(holds=True)
+    actor.add_stream(StreamSpec("high", "60", epoch=1, priority=3), sink)
+    wait_until(lambda: len(sink.waiting) == 6)
+    assert actor.status().feeds["high"].in_flight == 6
 
 
 def test_what_is_not_durable_can_be_read_and_nothing_lies_between(actor: DecodeEncode) -> None:

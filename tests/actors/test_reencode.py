@@ -24,7 +24,7 @@ def workers(stage: Stage) -> LocalWorkers:
 def supervisor(stage: Stage, workers: LocalWorkers) -> Supervisor:
     """With a stream `a` that is done."""
     made = stage.open(workers)
-    made.add_stream("a", str(LENGTH), "faces", "acme")
+    made.add_stream("a", str(LENGTH), "faces", "acme", 3)
     wait_for_end(made)
     return made
 
@@ -60,11 +60,12 @@ def test_questions_read_the_old_until_the_new_is_whole(
         assert not set(after) & set(before)
         assert not any(path.exists() for path in before)
     view = supervisor.stream("a")
-    assert (view.stream_id, view.guidance, view.keep_ratio, view.tenant) == (
+    assert (view.stream_id, view.guidance, view.keep_ratio, view.tenant, view.priority) == (
         "a",
         "what signs say",
         0.25,
         "acme",
+        3,
     )
     engine = workers.prefillers[0].instance._started().engine
     assert (engine.heard, engine.kept) == ({"faces", "what signs say"}, {0.0, 0.25})

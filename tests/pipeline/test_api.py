@@ -89,9 +89,13 @@ class FakeBackend:
             raise errors.UnknownStreamError(f"stream {stream_id!r}: unknown; known: lobby")
         return VIEW
 
-    async def add_stream(self, stream_id: str, uri: str, guidance: str, tenant: str) -> StreamView:
+    async def add_stream(
+        self, stream_id: str, uri: str, guidance: str, tenant: str, priority: int
+    ) -> StreamView:
         self._raise()
-        return replace(VIEW, stream_id=stream_id, uri=uri, guidance=guidance, tenant=tenant)
+        return replace(
+            VIEW, stream_id=stream_id, uri=uri, guidance=guidance, tenant=tenant, priority=priority
+        )
 
     async def remove_stream(self, stream_id: str) -> None:
         self._raise()
@@ -202,6 +206,9 @@ def test_a_stream_may_say_what_to_keep_of_it(call: Caller) -> None:
     new = {"id": "lobby", "uri": "/a.mp4", "guidance": "what signs say"}
     assert call("POST", "/v1/streams", json=new).json()["guidance"] == "what signs say"
     assert call("GET", "/v1/streams/lobby").json()["guidance"] == ""
+    assert call("POST", "/v1/streams", json=new | {"priority": 4}).json()["priority"] == 4
+    too_high = call("POST", "/v1/streams", json=new | {"priority": 9})
+    assert (too_high.status_code, "priority" in error_of(too_high)["message"]) == (422, True)
     too_long = call("POST", "/v1/streams", json=new | {"guidance": "x" * 2001})
     assert too_long.status_code == 422
     assert "guidance" in error_of(too_long)["message"]
