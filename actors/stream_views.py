@@ -37,6 +37,8 @@ def view_stream(info: StreamInfo, charge: Charge | None, made: NextView | None =
         keep_ratio=float(info.config.get("keep_ratio", 0.0)),
         next=made,
         priority=int(info.config.get("priority", 1)),
+        queued_frames=feed.queued if feed is not None else 0,
+        waiting_segments=feed.in_flight if feed is not None else 0,
     )
 
 

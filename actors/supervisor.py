@@ -202,11 +202,20 @@ class Supervisor:
         return self.pools()
 
     def stats(self) -> dict[str, float]:
-        """Seconds and counts of each stage since the workers started; `active_streams` are in care now."""
+        """Seconds and counts of each stage since the workers started.
+
+        Of now are `active_streams`, which are in care, their `queued_frames` and `waiting_segments`.
+        """
         totals = [self.clock.totals(), *(p.status.totals for p in self._staff.spots if p.status)]
         if self._store is not None:
             totals.append(self._store.totals())
-        return {**add_totals(totals), "active_streams": float(len(self._charges))}
+        feeds = [charge.feed for charge in self._all() if charge.feed is not None]
+        return {
+            **add_totals(totals),
+            "active_streams": float(len(self._charges)),
+            "queued_frames": float(sum(feed.queued for feed in feeds)),
+            "waiting_segments": float(sum(feed.in_flight for feed in feeds)),
+        }
 
     def shutdown(self) -> None:
         """Ends all work; streams stay as the catalog has them and resume with the next supervisor."""

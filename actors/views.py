@@ -77,6 +77,8 @@ class StreamView:
     keep_ratio: float = 0.0  # its own; 0.0: the method's
     next: NextView | None = None
     priority: int = 1
+    queued_frames: int = 0  # decoded, that wait for the tower
+    waiting_segments: int = 0  # closed, that are not committed yet
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,8 @@ class Stream(BaseModel):
     legal_hold: Annotated[str, Field(description="why nothing of it may be deleted; empty: it may")] = ""
     keep_ratio: Annotated[float, Field(description="its own share of frames kept; 0: the server's")] = 0.0
     priority: Annotated[int, Field(description="its share over that of a stream with 1")] = 1
+    queued_frames: Annotated[int, Field(description="decoded, that wait for the vision tower")] = 0
+    waiting_segments: Annotated[int, Field(description="closed, that are not committed yet")] = 0
     reencode: Annotated[Next | None, Field(description="what is to take its place; null: nothing")] = None
 
     @classmethod
@@ -193,6 +195,8 @@ class Stream(BaseModel):
             legal_hold=view.legal_hold,
             keep_ratio=view.keep_ratio,
             priority=view.priority,
+            queued_frames=view.queued_frames,
+            waiting_segments=view.waiting_segments,
             reencode=Next.of(view.next) if view.next is not None else None,
         )
 

@@ -95,6 +95,8 @@ def print_streams(streams: list[dict[str, Any]]) -> None:
             out.print(f"{escape(s['id'])}: {escape(reencode_text(s['reencode']))}", highlight=False)
         if s.get("live"):
             out.print(f"{escape(s['id'])}: {escape(live_text(s['live']))}", highlight=False)
+        if waiting := waiting_text(s):
+            out.print(f"{escape(s['id'])}: {waiting}", highlight=False)
         gaps = s["gaps"]
         if len(gaps) > GAPS_SHOWN:
             out.print(
@@ -127,6 +129,14 @@ def reencode_text(new: dict[str, Any]) -> str:
     of = f" of {clock(new['duration_s'])}" if new["duration_s"] else ""
     done = f"{clock(new['position_s'])}{of}, {new['segments']} segments, {size(new['file_bytes'])}"
     return f"encoded again: {new['state']}, {done}" + (f": {new['detail']}" if new["detail"] else "")
+
+
+def waiting_text(stream: dict[str, Any]) -> str:
+    """`waiting: 32 frames for the tower, 2 segments for prefill`; empty when nothing does."""
+    queues = (("queued_frames", "frame", "the tower"), ("waiting_segments", "segment", "prefill"))
+    counts = [(stream.get(field, 0), what, stage) for field, what, stage in queues]
+    parts = [f"{count} {what}{'s' * (count > 1)} for {stage}" for count, what, stage in counts if count]
+    return f"waiting: {', '.join(parts)}" if parts else ""
 
 
 def live_text(live: dict[str, Any]) -> str:

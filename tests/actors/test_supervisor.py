@@ -5,18 +5,33 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
-from stage import IDENTITY, Footage, LocalWorkers, MeanEncoder, Stage, states, wait_for_end, wait_until
+from stage import (
+    IDENTITY,
+    SOURCE,
+    Footage,
+    LocalWorkers,
+    MeanEncoder,
+    Mortal,
+    Stage,
+    states,
+    wait_for_end,
+    wait_until,
+)
 
 from actors.failures import NotReadyError
 from actors.messages import StreamSpec
+from pipeline.schemas import Stream
+from pipeline.show import waiting_text
 from streamkv.config import CompressConfig, MethodConfig, PoolConfig
 from streamkv.errors import ConfigError, StreamExistsError, StreamIdError, UnknownStreamError
 from streamkv.grid import OnGap
-from streamkv.store import SegmentStore
+from streamkv.store import SegmentPlace, SegmentStore
 from streamkv.types import Frame
+from streamkv.watches import WatchAnswer
 
 
 def test_streams_are_added_while_others_run_and_come_to_their_end(stage: Stage) -> None:
@@ -175,6 +190,42 @@ def test_a_stream_that_fails_says_why(stage: Stage) -> None:
     wait_for_end(supervisor)
     assert supervisor.stream("a").state == "failed"
     assert "poison" in supervisor.stream("a").detail
+
+
+class HeldStore(LocalWorkers):
+    """Commits nothing before it is let go."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.go = threading.Event()
+
+    def commit(self, store: Mortal) -> Callable[[SegmentPlace, Sequence[WatchAnswer]], bool]:
+        send = super().commit(store)
+
+        def commit(place: SegmentPlace, answers: Sequence[WatchAnswer]) -> bool:
+            self.go.wait(30)
+            return send(place, answers)
+
+        return commit
+
+
+def test_what_waits_for_the_next_stage_is_shown(stage: Stage) -> None:
+    workers = HeldStore(stage.root, Footage())
+    supervisor = stage.open(workers)
+    supervisor.add_stream("a", "200")
+    full = (SOURCE.queue_frames, 2)
+    wait_until(lambda: (v := supervisor.stream("a")) and (v.queued_frames, v.waiting_segments) == full)
+    stats = supervisor.stats()
+    assert (stats["queued_frames"], stats["waiting_segments"]) == full
+    shown = Stream.of(supervisor.stream("a")).model_dump()
+    assert (
+        waiting_text(shown) == f"waiting: {SOURCE.queue_frames} frames for the tower, 2 segments for prefill"
+    )
+    workers.go.set()
+    wait_for_end(supervisor)
+    view = supervisor.stream("a")
+    assert (view.queued_frames, view.waiting_segments) == (0, 0)
+    assert waiting_text(Stream.of(view).model_dump()) == ""
 
 
 def test_credentials_are_not_listed(stage: Stage) -> None:
