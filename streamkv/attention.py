@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 RotaryFn = Callable[[Tensor, Tensor], Tensor]
 """(T, heads, d) and positions (T,) to the rotated (T, heads, d)."""
+KNOWN_TURNS = 2**15
+"""Positions whose turns are kept."""
 SHORT = 256
 """Tokens of a prompt that is short; the mask of such is kept."""
 
@@ -54,12 +56,22 @@ class Rope:
     scaling: float = 1.0
 
     def __call__(self, x_THd: Tensor, positions_T: Tensor) -> Tensor:
-        # Angles in float32 even for half precision models: a position of 15,000 has no exact bfloat16.
-        angles = positions_T.float()[:, None] * self.inv_freq
-        cos = (angles.cos() * self.scaling).to(x_THd.dtype)[:, None, :]
-        sin = (angles.sin() * self.scaling).to(x_THd.dtype)[:, None, :]
+        cos, sin = self._turns(positions_T).to(x_THd.dtype).unbind(1)
         first, second = x_THd.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+    def _turns(self, positions_T: Tensor) -> Tensor:
+        """(T, 2, 1, d / 2): cosines and sines. On a CPU they are looked up, since most calls are of few tokens."""
+        if positions_T.is_cpu and len(positions_T) and int(positions_T.max()) < KNOWN_TURNS:
+            return self._known.index_select(0, positions_T)
+        # Angles in float32 even for half precision models: a position of 15,000 has no exact bfloat16.
+        angles = positions_T.float()[:, None] * self.inv_freq
+        return torch.stack((angles.cos(), angles.sin()), dim=1)[:, :, None] * self.scaling
+
+    @cached_property
+    def _known(self) -> Tensor:
+        with torch.inference_mode(False):  # whoever trains may be next
+            return self._turns(torch.arange(KNOWN_TURNS + 1))[:KNOWN_TURNS]  # one beyond what is looked up
 
 
 def attention_scores(q_THd: Tensor, k_SGd: Tensor) -> Tensor:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from reference import attend_stream_slowly
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
-from streamkv.attention import KV, Rope, attend, attend_stream, attend_with_weights, grouped_query
+from streamkv.attention import (
+    KNOWN_TURNS,
+    KV,
+    Rope,
+    attend,
+    attend_stream,
+    attend_with_weights,
+    grouped_query,
+)
 
 T, S, H, G, d = 5, 11, 6, 2, 8
 INV_FREQ = 1.0 / 10_000 ** (torch.arange(0, d, 2) / d)
@@ -32,6 +42,15 @@ def test_rope_equals_that_of_transformers() -> None:
         q.transpose(0, 1)[None], q.transpose(0, 1)[None], angles.cos(), angles.sin()
     )
     torch.testing.assert_close(ROPE(q, positions), expected[0].transpose(0, 1))
+
+
+@given(st.lists(st.integers(0, KNOWN_TURNS - 1), min_size=1, max_size=9))
+def test_turns_that_are_looked_up_are_those_that_are_computed(positions: list[int]) -> None:
+    """One token that lies beyond has all of them computed."""
+    q = random_queries(len(positions) + 1)
+    known = ROPE(q[:-1], torch.tensor(positions))
+    computed = ROPE(q, torch.tensor([*positions, KNOWN_TURNS]))
+    assert torch.equal(known, computed[:-1])
 
 
 def test_rope_scaling_multiplies() -> None:
