@@ -8,6 +8,7 @@ source waits. A live source does not: `actors.live_feed` says what goes then.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
@@ -32,6 +33,8 @@ from streamkv.errors import StoreFullError
 from streamkv.sources import probe_source
 from streamkv.types import Frame, Segment
 from streamkv.video import VideoInfo
+
+log = logging.getLogger(__name__)
 
 LINGER_S = 0.05
 """How long a batch that is not full waits for more frames; small beside the seconds that a segment takes."""
@@ -356,11 +359,15 @@ class DecodeEncode:
         open_segment = session.segmenter.open_segment if session.segmenter is not None else None
         session.looked = session.frames
         if open_segment is not None:
-            session.look = session.sink.show(SegmentMessage.of(session.spec, open_segment))
+            message = SegmentMessage.of(session.spec, open_segment)
+            self.clock.count("shown_bytes", message.features.nbytes)
+            session.look = session.sink.show(message)
             session.look.add_done_callback(self._note_look)
 
     def _note_look(self, look: Future[bool]) -> None:  # in another thread
-        self.clock.count("look_errors" if look.exception() else "looks_done")
+        if (failure := look.exception()) is not None:
+            self.clock.count("look_errors")
+            log.warning("watches could not look at an open segment: %s", describe(failure))
         self._wake.set()
 
     def _track(self, session: _Session, future: Future[Any], segment_no: int | None = None) -> None:

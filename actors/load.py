@@ -32,7 +32,17 @@ def fitting_size(
 
 def work_s(totals: Mapping[str, float], cpus: float) -> float:
     """Seconds that an actor was at work since it began, by its own account (`actors.timing`)."""
-    loop = ("encode_s", "segment_s", "ship_s", "rebuild_s", "prefill_s", "write_s", "commit_s")
+    loop = (
+        "encode_s",
+        "segment_s",
+        "ship_s",
+        "rebuild_s",
+        "prefill_s",
+        "watch_s",
+        "write_s",
+        "commit_s",
+        "look_s",
+    )
     # Decoding goes on beside the loop, in threads that share the actor's processors.
     return max(sum(totals.get(stage, 0.0) for stage in loop), totals.get("decode_cpu_s", 0.0) / max(cpus, 1))
 

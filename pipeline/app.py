@@ -20,6 +20,7 @@ import ray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.exceptions import RayActorError, RayError
+from ray.serve.config import BackpressureConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from actors.failures import WorkerLostError
@@ -29,7 +30,7 @@ from actors.spawn import ensure_supervisor, find_supervisor
 from actors.views import NewWatch, PlaneState, PoolView, Reencoding, StreamView, WatchEventView, WatchView
 from pipeline import schemas
 from pipeline.dialogue import ClipHead, Picture, Query, Reply, SearchQuery, SearchReply
-from pipeline.http_errors import DeadlineError, OverloadedError
+from pipeline.http_errors import RETRY_AFTER_S, DeadlineError, OverloadedError
 from pipeline.keys import KeyFile, is_loopback
 from pipeline.settings import load_settings
 from pipeline.watches import Followers
@@ -88,6 +89,7 @@ def api_options(config: ServeConfig, watch: WatchConfig) -> dict[str, Any]:
         "num_replicas": 1,
         "max_ongoing_requests": 4 * config.max_queued + watch.max_followers,
         "max_queued_requests": 4 * config.max_queued,
+        "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
         "health_check_period_s": 10,
         "health_check_timeout_s": 30,
         "graceful_shutdown_timeout_s": config.timeout_s,
@@ -109,7 +111,7 @@ def answer_options(config: ServeConfig) -> dict[str, Any]:
             "num_gpus": config.gpus,
             "resources": {ANSWER: ROLE_SHARE},
         },
-        **stream_affinity(),
+        **stream_affinity(config),
     }
 
 
@@ -143,17 +145,17 @@ def look_options(config: ServeConfig) -> dict[str, Any]:
     }
 
 
-def stream_affinity() -> dict[str, Any]:
-    """Sends a stream's questions to the replica that has it warm, where Ray can (experimental there).
+def stream_affinity(config: ServeConfig) -> dict[str, Any]:
+    """Sends a stream's questions to the replica that has it warm (experimental in Ray).
 
-    A hint only: any replica answers for any stream.
+    A hint only: any replica answers for any stream, and all others are tried when that one has its hands full.
     """
-    try:
-        from ray.serve.config import RequestRouterConfig
-        from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
-    except ImportError:
-        return {}
-    return {"request_router_config": RequestRouterConfig(request_router_class=ConsistentHashRouter)}
+    from ray.serve.config import RequestRouterConfig
+    from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
+
+    others = {"num_fallback_replicas": config.most_replicas - 1}
+    router = RequestRouterConfig(request_router_class=ConsistentHashRouter, request_router_kwargs=others)
+    return {"request_router_config": router}
 
 
 @serve.deployment

@@ -177,7 +177,7 @@ class Client:
                         yield data
                 why = "the connection was cut"
             except ServerError as exc:
-                if exc.status != 503:
+                if exc.status not in (429, 503):
                     raise
                 why = str(exc)
             except httpx.TransportError as exc:

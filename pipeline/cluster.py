@@ -31,7 +31,7 @@ PLENTY = 1_000
 def cpus_needed(config: PipelineConfig) -> float:
     """What all actors ask for: a small machine then runs them side by side, only slower."""
     pools = sum(pool.most_actors * pool.cpus for pool in (config.encode, config.prefill))
-    return pools + config.serve.replicas * config.serve.cpus + 1
+    return pools + config.serve.most_replicas * config.serve.cpus + 1
 
 
 @contextmanager

@@ -53,7 +53,7 @@ STATUS: dict[type[Exception], int] = {
     ObjectStoreError: 503,
     StoreError: 409,  # nothing committed yet, another model's store, a legal hold, or too many watches
     StreamKVError: 422,  # a question, a watch or a setting
-    OverloadedError: 503,
+    OverloadedError: 429,
     NotReadyError: 503,
     WorkerLostError: 503,
     DeadlineError: 504,
@@ -67,7 +67,7 @@ def status_of(exc: Exception) -> int:
 
 
 def error_response(status: int, kind: str, message: str) -> JSONResponse:
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else None
     return JSONResponse({"error": {"type": kind, "message": message}}, status, headers)
 
 

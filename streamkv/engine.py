@@ -13,7 +13,7 @@ from streamkv.attention import KV
 from streamkv.compression import make_compressor
 from streamkv.config import MethodConfig, RetrieveConfig
 from streamkv.conversation import Turn
-from streamkv.errors import ForeignStoreError, StoreError
+from streamkv.errors import ForeignStoreError, QuestionError, StoreError
 from streamkv.excerpt import Span, between
 from streamkv.memory import SegmentInfo, VideoMemory
 from streamkv.models.base import VideoLLM
@@ -28,6 +28,8 @@ from streamkv.stopwatch import Stopwatch
 from streamkv.together import Outcome, Together
 from streamkv.types import Answer, Segment, SegmentKV
 
+MAX_PROMPT_TOKENS = 4096
+"""Of a question with what was said before it: each of them attends to each, which takes memory by the square."""
 MAX_GUIDANCE = 64
 """Guidance prompts whose tokens are kept, the latest used: streams may have their own."""
 
@@ -173,6 +175,10 @@ class Engine:
             span, memory = question.span, question.memory
             searched = memory if span is None else between(memory, span)
             words = self.model.question_prompt(text, question.earlier)
+            if (found := len(words.embeds_TD)) > MAX_PROMPT_TOKENS:
+                raise QuestionError(
+                    f"question: got {found} tokens with earlier turns, allowed {MAX_PROMPT_TOKENS}; shorten it"
+                )
             return Prompt.of(searched, words, question.max_new_tokens)
         except Exception as exc:  # of this question alone
             return exc

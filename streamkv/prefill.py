@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -94,13 +95,16 @@ def replay(memory: VideoMemory, method: MethodConfig) -> tuple[SegmentInfo, ...]
 
     What a layer makes of a token depends on what the layer below made of the `n_local` tokens before it. So whatever
     the first of these segments sees, each layer is right again `n_local` tokens after the one below, and the window,
-    `n_local` tokens of the last, after as many times that as there are layers. All segments where they are fewer.
+    `n_local` tokens of the last, after as many times that as there are layers. Where there are fewer, all of them;
+    and none from before one that was lost.
     """
     geometry, segments = memory.geometry, memory.segments
-    if not method.n_local:
-        return segments
-    needed, first = geometry.num_layers * method.n_local, len(segments)
+    needed: float = geometry.num_layers * method.n_local if method.n_local else math.inf
+    first = len(segments)
     while needed > 0 and first > 0:
+        follows = first == len(segments) or segments[first - 1].segment_no + 1 == segments[first].segment_no
+        if not follows:
+            break
         first -= 1
         needed -= (segments[first].num_frames + method.compress.summary) * geometry.frame_tokens
     return segments[first:]

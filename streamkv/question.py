@@ -28,8 +28,12 @@ class Question:
 
 
 def check_question(text: str, max_chars: int) -> str:
-    """The question without surrounding space; QuestionError if nothing is left or it is too long."""
+    """The question without surrounding space; QuestionError if nothing is left, it is too long, or no Unicode."""
     question = text.strip()
+    try:
+        question.encode()
+    except UnicodeEncodeError as exc:
+        raise QuestionError(f"question: half of a character at {exc.start}; send whole ones") from None
     if not question:
         raise QuestionError("question: got no text; ask something about the stream")
     if len(question) > max_chars:

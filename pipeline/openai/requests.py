@@ -9,7 +9,8 @@ from pipeline.dialogue import Query, SearchQuery
 from pipeline.openai.bodies import MODEL, ChatRequest
 from pipeline.openai.errors import RefusedError
 from streamkv.conversation import Turn
-from streamkv.errors import UnknownStreamError
+from streamkv.errors import StreamIdError, UnknownStreamError
+from streamkv.store.layout import check_stream_id
 
 ONLY: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -119,7 +120,12 @@ def stream_of(request: ChatRequest) -> str:
         raise RefusedError(
             f"stream_id: got {chosen!r}, but the model is {request.model!r}", param="stream_id"
         )
-    return chosen
+    try:
+        return check_stream_id(chosen)
+    except StreamIdError as exc:
+        raise UnknownStreamError(
+            f"stream {chosen[:80]!r}: unknown, and none can be called so: {exc}"
+        ) from None
 
 
 def stream_of_model(model: str) -> str:

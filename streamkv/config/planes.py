@@ -127,7 +127,7 @@ class ServeConfig:
     """Bytes of decoded blocks that a replica keeps in host memory behind that, pinned where there is a GPU; 0: none,
     and files are read from the page cache."""
     max_queued: int = 64
-    """Questions that may wait for a replica; more are refused with 503. Within it wait `batch_questions` more."""
+    """Questions that may wait for a replica; more are refused with 429. Within it wait `batch_questions` more."""
     max_clip_s: float = 60.0
     """Longest clip of a source's footage, in seconds; a longer one is refused."""
     time_phrases: bool = True
@@ -160,6 +160,10 @@ class ServeConfig:
             ]
         )
 
+    @property
+    def most_replicas(self) -> int:
+        return max(self.replicas, self.max_replicas)
+
 
 @dataclass(frozen=True)
 class WatchConfig:
@@ -175,7 +179,7 @@ class WatchConfig:
     """Of a prefill actor's time, that watches of live streams may take to look at segments that are still open; 0: they
     are asked of closed ones alone, and tell of nothing sooner."""
     max_followers: int = 64
-    """Connections that may wait for events at once; more are refused with 503."""
+    """Connections that may wait for events at once; more are refused with 429."""
     timeout_s: float = 10.0
     """A webhook that has not answered after this long has failed, and is tried again."""
     tries: int = 16

@@ -9,11 +9,14 @@ in fp16. How many is not guessed: the smallest factor that reaches RECALL when t
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
 
 from streamkv.store.gpu_index import GpuIndex, has_gpu
+
+log = logging.getLogger(__name__)
 
 FLAT_BELOW = 50_000
 """Vectors below which looking at all takes a millisecond or two, and nothing is trained."""
@@ -39,7 +42,10 @@ def make_index(vectors_SC: np.ndarray, *, flat_below: int | None = None, seed: i
         index.add(vectors_SC)
         return index
     if has_gpu():
-        return GpuIndex(vectors_SC)
+        try:
+            return GpuIndex(vectors_SC)
+        except RuntimeError as exc:  # of FAISS: most likely the GPU's memory is taken
+            log.warning("an index of %d vectors does not fit the GPU, it goes to the CPU: %s", count, exc)
     rng = np.random.default_rng(seed)
     sample = vectors_SC[rng.choice(count, min(count, TRAIN), replace=False)]
     codes = num_codes(dim)

@@ -76,3 +76,4 @@ def test_decoding_counts_by_the_processors_that_it_may_use() -> None:
     assert work_s(
         {"prefill_s": 2.0, "write_s": 1.0, "commit_s": 0.5, "rebuild_s": 0.25}, 0.5
     ) == pytest.approx(3.75)
+    assert work_s({"prefill_s": 1.0, "watch_s": 0.5, "look_s": 0.25}, 0.5) == 1.75, "watches are work, too"

@@ -131,6 +131,38 @@ def test_an_archive_sees_its_last_segments_again_and_commits_none_twice(
     assert prefill.open_stream("s", epoch, 5, may_replay=True) is None, "its window is there"
 
 
+def test_a_gap_before_what_is_replayed_is_not_read_into(prefill: Prefill, store: SegmentStore) -> None:
+    """The source goes on where the segment before ended, though the first that is replayed begins later."""
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0)
+    for no, later in enumerate((0.0, 0.0, 30.0, 30.0)):
+        spans = ((2.0 * no + later, 2.0 * no + later + 1), (2.0 * no + later + 1, 2.0 * no + later + 2))
+        prefill.ingest(replace(message(no, epoch), spans_s=spans, resume_s=spans[-1][1]))
+    prefill.close_stream("s")
+    assert prefill.open_stream("s", epoch, 4, may_replay=True) == Replay(2, 4.0)
+
+
+def test_what_was_lost_is_not_replayed_over(prefill: Prefill, store: SegmentStore) -> None:
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0)
+    for no in range(5):
+        prefill.ingest(message(no, epoch))
+    (last,) = store.segments("s", 4, 1)
+    assert store._catalog.lose(last, "a bad disk")
+    prefill.close_stream("s")
+    assert prefill.open_stream("s", epoch, 5, may_replay=True) is None, "segment 5 would follow 3"
+
+
+def test_a_new_stream_of_a_name_is_not_the_one_that_changed(prefill: Prefill, store: SegmentStore) -> None:
+    epoch = store.begin_writing("s")
+    prefill._changed.add("s")
+    prefill.open_stream("s", epoch, 0)
+    for no in range(3):
+        prefill.ingest(message(no, epoch))
+    prefill.close_stream("s")
+    assert prefill.open_stream("s", epoch, 3, may_replay=True) is not None
+
+
 def test_an_archive_that_has_changed_goes_on_without_replay(prefill: Prefill, store: SegmentStore) -> None:
     epoch = store.begin_writing("s")
     prefill.open_stream("s", epoch, 0)

@@ -305,7 +305,7 @@ def test_a_clip_of_no_span_is_422(call: Caller, backend: FakeBackend, query: str
         (errors.UnknownStreamError("no"), 404),
         (errors.SourceError("live"), 422),
         (errors.SourceGoneError("gone"), 410),
-        (OverloadedError("no"), 503),
+        (OverloadedError("no"), 429),
     ],
 )
 def test_a_clip_that_cannot_be_has_its_status(
@@ -393,7 +393,7 @@ def test_searches_that_make_no_sense_are_422(
         (errors.LegalHoldError("no"), 409),
         (errors.SegmentGoneError("no"), 503),
         (errors.StoreFullError("no"), 503),
-        (OverloadedError("no"), 503),
+        (OverloadedError("no"), 429),
         (NotReadyError("no"), 503),
         (WorkerLostError("no"), 503),
         (DeadlineError("no"), 504),
@@ -406,7 +406,7 @@ def test_errors_have_one_form_and_a_clear_status(
     response = call("POST", "/v1/streams/lobby/questions", json={"question": "what?"})
     assert response.status_code == status
     assert error_of(response) == {"type": type(error).__name__, "message": str(error)}
-    assert ("retry-after" in response.headers) == (status == 503)
+    assert ("retry-after" in response.headers) == (status in (429, 503))
 
 
 def test_every_error_of_the_tree_has_a_status() -> None:
@@ -417,7 +417,7 @@ def test_every_error_of_the_tree_has_a_status() -> None:
 
     for kind in subclasses(errors.StreamKVError):
         assert 400 <= status_of(kind("x")) < 600
-    assert set(STATUS.values()) <= {404, 409, 410, 422, 500, 503, 504}
+    assert set(STATUS.values()) <= {404, 409, 410, 422, 429, 500, 503, 504}
 
 
 @pytest.mark.parametrize(

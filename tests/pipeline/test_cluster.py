@@ -10,8 +10,18 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline.cluster import TOO_SLOW, local_ray
-from streamkv.config import PipelineConfig
+from pipeline.cluster import TOO_SLOW, cpus_needed, local_ray
+from streamkv.config import PipelineConfig, PoolConfig, ServeConfig
+
+
+def test_there_are_processors_for_all_that_may_come() -> None:
+    few = PipelineConfig(encode=PoolConfig(cpus=0.5), prefill=PoolConfig(cpus=0.5))
+    many = PipelineConfig(
+        encode=PoolConfig(cpus=0.5, max_actors=3),
+        prefill=PoolConfig(cpus=0.5),
+        serve=ServeConfig(replicas=2, max_replicas=4),
+    )
+    assert cpus_needed(many) - cpus_needed(few) == 2 * 0.5 + 3 * ServeConfig().cpus
 
 
 @pytest.fixture

@@ -319,10 +319,27 @@ def test_who_hangs_up_ends_the_answer(client: openai.OpenAI, backend: Backend) -
 
 
 def test_a_body_that_is_too_long_or_no_json_has_the_form_too(url: str) -> None:
-    for content, status in ((b"x" * 1_000_001, 413), (b"no json", 400), (b"[]", 400), (b"", 400)):
+    cases = [(b"x" * 1_000_001, 413), (b"no json", 400), (b"[]", 400), (b"", 400)]
+    cases += [
+        (b'{"model": "\xff"}', 400),
+        (b'{"max_tokens": ' + b"9" * 5000 + b"}", 400),
+        (b"[" * 100_000, 400),
+    ]
+    for content, status in cases:
         response = httpx.post(f"{url}/v1/chat/completions", content=content, headers=JSON)
         assert response.status_code == status
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("stream_id", ["\\ud800", "../x", "x" * 65, "a b"])
+def test_a_stream_that_none_can_be_called_is_unknown(url: str, stream_id: str) -> None:
+    words = '"messages": [{"role": "user", "content": "what"}]'
+    for named in (f'"model": "streamkv/{stream_id}"', f'"model": "streamkv", "stream_id": "{stream_id}"'):
+        response = httpx.post(
+            f"{url}/v1/chat/completions", content=f"{{{named}, {words}}}".encode(), headers=JSON
+        )
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] == "stream_not_found"
 
 
 def test_models_are_the_streams(client: openai.OpenAI) -> None:

@@ -346,7 +346,7 @@ def test_one_look_serves_all_and_nobody_looks_when_nobody_follows(follow: Any, b
     full = next(look for look in backend.looks if len(look) == MAX_FOLLOWERS)
     assert sorted(full) == [("watch_1", 0), ("watch_1", 5), ("watch_1", 9)]
     one_too_many = follow()
-    assert one_too_many.response.status_code == 503
+    assert one_too_many.response.status_code == 429
     assert "watch.max_followers" in json.loads(one_too_many.response.read())["error"]["message"]
 
 

@@ -415,6 +415,8 @@ def test_empty_question_is_refused(question: str, tiny_model: VideoLLM) -> None:
 
 def test_check_question() -> None:
     assert check_question("  when? ", 5) == "when?"
+    with pytest.raises(QuestionError, match="half of a character at 4"):
+        check_question("why \ud83d?", 99)
     with pytest.raises(QuestionError, match="got 6 characters, allowed 5"):
         check_question("where?", 5)
 

@@ -257,6 +257,13 @@ def test_no_more_is_replayed_than_the_layers_look_back(tiny_model: VideoLLM) -> 
     assert [s.segment_no for s in again] == list(range(12 - 2 * tiny_model.num_layers, 12))
 
 
+def test_nothing_is_replayed_from_before_what_was_lost(tiny_model: VideoLLM) -> None:
+    method = method_of(6 * N, CompressConfig(keep_ratio=0.3))
+    _, kvs = run(tiny_model, method, segments_of([2] * 8))
+    memory = InMemoryVideo(tiny_model.geometry, [kv for kv in kvs if kv.segment_no != 5])
+    assert [s.segment_no for s in replay(memory, method)] == [6, 7]
+
+
 def test_rebuilt_window_of_an_empty_stream_is_new(tiny_model: VideoLLM) -> None:
     system = prefill_system(tiny_model)
     rebuilt = StreamWindow.rebuild(system, InMemoryVideo(tiny_model.geometry), method_of(9))

@@ -100,5 +100,17 @@ def test_a_summary_index_goes_on_with_it(
     assert later.search(0, torch.from_numpy(vectors[700]), 50).min() >= 1500
 
 
+def test_what_does_not_fit_the_gpu_goes_to_the_cpu(
+    vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(index: GpuIndex, vectors_SC: np.ndarray) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(ann, "has_gpu", lambda: True)
+    monkeypatch.setattr(GpuIndex, "__init__", full)
+    assert isinstance(ann.make_index(vectors, flat_below=100), faiss.IndexRefine)
+    assert "out of memory" in caplog.text
+
+
 def test_without_a_gpu_there_is_none() -> None:
     assert has_gpu() == (torch.cuda.is_available() and hasattr(faiss, "index_cpu_to_gpu"))
