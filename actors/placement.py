@@ -135,9 +135,11 @@ class Charge:
 
 
 def on_probation(charges: Iterable[Charge]) -> dict[str, str]:
-    """Of each decoder, by its name, the stream that is on probation there."""
+    """Of each worker, by its name, the stream that is on probation there."""
     return {
-        charge.decoding.name: charge.stream_id
+        spot.name: charge.stream_id
         for charge in charges
-        if charge.decoding is not None and charge.is_on_probation
+        if charge.is_on_probation
+        for spot in (charge.decoding, charge.prefilling)
+        if spot is not None
     }

@@ -66,7 +66,7 @@ class Supervisor:
         self._state = PlaneState("starting")
         self._charges: dict[str, Charge] = {}
         self._changes = threading.Lock()  # guards the dict, not what is in it
-        self._probation: dict[str, str] = {}  # of each decoder; as it was when this look began
+        self._probation: dict[str, str] = {}  # of each worker; as it was when this look began
         self._under_way = 0  # streams that are between two workers
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -292,7 +292,8 @@ class Supervisor:
         for charge in self._all():
             spot = charge.prefilling  # a decoder's streams are missed one by one: it says which it has
             if spot is not None and charge.epoch and not charge.is_busy and charge.begun_at < spot.lost_at:
-                self._sessions.lose(charge, "its prefill actor was lost")
+                is_blamed = self._is_blamed(charge, spot)
+                self._sessions.lose(charge, "its prefill actor was lost", is_blamed=is_blamed)
         for decoding in self._staff.encode.spots:
             if decoding.status is not None:
                 running = [name for name, feed in decoding.status.feeds.items() if feed.state == "running"]
@@ -326,8 +327,7 @@ class Supervisor:
             return  # away, and when it is back it will not know the stream; or it was not asked since
         feed = status.feeds.get(charge.stream_id)
         if feed is None or feed.epoch != charge.epoch:
-            suspect = self._probation.get(decoding.name, charge.stream_id)
-            is_blamed = suspect == charge.stream_id
+            is_blamed = self._is_blamed(charge, decoding)
             self._sessions.lose(charge, "its decoder was restarted", is_blamed=is_blamed)
         elif feed.state == "running":
             charge.feed = feed
@@ -335,7 +335,7 @@ class Supervisor:
         elif feed.state == "full":
             self._sessions.pause(charge, feed.detail)
         elif feed.state == "lost":
-            self._sessions.lose(charge, feed.detail)
+            self._sessions.lose(charge, feed.detail, is_blamed=self._is_blamed(charge, prefilling))
         elif feed.state == "drained":
             self._sessions.hand_over(charge)
         else:
@@ -343,17 +343,22 @@ class Supervisor:
         if charge.epoch and charge.has_untold_watches and not charge.is_busy:
             self._sessions.tell_watches(charge)
 
+    def _is_blamed(self, charge: Charge, spot: AnySpot) -> bool:
+        """Whether what was lost with that worker may be its doing: not while another is on probation there."""
+        return self._probation.get(spot.name, charge.stream_id) == charge.stream_id
+
     def _begin_if_due(self, charge: Charge) -> None:
-        """Where it is to be; a suspect begins alone on its decoder."""
+        """Where it is to be; a suspect begins alone on its workers."""
         decoding, prefilling = charge.decoding, charge.prefilling
         if decoding is None or prefilling is None or not charge.is_due:
             return
         if not (decoding.has_place and prefilling.has_place):
             return
         if charge.is_suspect:
-            if decoding.name in self._probation:
+            spots = (decoding.name, prefilling.name)
+            if any(name in self._probation for name in spots):
                 return
-            self._probation[decoding.name] = charge.stream_id
+            self._probation.update(dict.fromkeys(spots, charge.stream_id))
         self._sessions.begin(charge, decoding, prefilling)
 
     def _move_on(self, charge: Charge) -> None:

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from stage import (
     IDENTITY,
     SOURCE,
     Footage,
+    LocalSink,
     LocalWorkers,
     MeanEncoder,
     Mortal,
@@ -23,7 +25,7 @@ from stage import (
 )
 
 from actors.failures import NotReadyError
-from actors.messages import StreamSpec
+from actors.messages import SegmentMessage, StreamSpec
 from pipeline.schemas import Stream
 from pipeline.show import waiting_text
 from streamkv.config import CompressConfig, MethodConfig, PoolConfig
@@ -269,6 +271,47 @@ def test_a_stream_that_ends_its_decoder_each_time_does_not_take_slow_neighbours_
             yield from super().open(spec, on_gap)
 
     workers = LocalWorkers(stage.root, Deadly())
+    supervisor = stage.open(workers)
+    for stream_id in ("a", "b", "poison", "c"):
+        supervisor.add_stream(stream_id, "40")
+    wait_until(lambda: supervisor.stream("poison").state == "failed", 60)
+    assert "set aside" in supervisor.stream("poison").detail
+    held.set()
+    wait_for_end(supervisor)
+    stage.check({"a": 40, "b": 40, "c": 40})
+
+
+class DeadlySink(LocalSink):
+    """What `poison` ships ends the actor that it goes to."""
+
+    def ship(self, message: SegmentMessage) -> Future[bool]:
+        if message.stream_id == "poison":
+            self.prefill.kill()
+        return super().ship(message)
+
+
+class DeadlyWorkers(LocalWorkers):
+    def sink(self, prefill: Mortal, store: Mortal) -> LocalSink:
+        return DeadlySink(prefill, store, self._thread)
+
+
+def test_a_stream_that_ends_its_prefiller_each_time_does_not_take_slow_neighbours_with_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above: the neighbours commit nothing while it is tried."""
+    monkeypatch.setattr("actors.placement.BACKOFF_S", 0.02)
+    monkeypatch.setattr("actors.placement.PROBATION_S", 0.3)
+    held = threading.Event()
+
+    class Slow(Footage):
+        def open(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
+            if spec.stream_id == "poison":
+                time.sleep(0.05)  # others have begun by then
+            else:
+                held.wait(30)
+            yield from super().open(spec, on_gap)
+
+    workers = DeadlyWorkers(stage.root, Slow())
     supervisor = stage.open(workers)
     for stream_id in ("a", "b", "poison", "c"):
         supervisor.add_stream(stream_id, "40")
