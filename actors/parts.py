@@ -87,4 +87,6 @@ def _open_live(source: SourceConfig, spec: StreamSpec, on_gap: OnGap) -> LiveSou
 def _recall(config: PipelineConfig, identity: ModelIdentity, stream_id: str) -> VideoMemory:
     store = SegmentStore.configured(config.store, identity=identity, read_only=True)
     with store:
-        return store.reader(stream_id).refresh()
+        return store.reader(
+            stream_id, searchable=False
+        ).refresh()  # the last segments; a window finds nothing

@@ -210,11 +210,13 @@ class Answer:
         return asyncio.wrap_future(self._desk.ask(query, cancelled, on_text))
 
     async def search(self, query: SearchQuery) -> SearchReply:
-        """See `Searcher.search`. Ends early when the asker has gone."""
+        """See `Searcher.search`; streams are asked among all other questions. Ends early when the asker has gone."""
         cancelled = threading.Event()
         try:
-            return await asyncio.wrap_future(self._desk.call(self._searcher.search, query, cancelled))
-        except asyncio.CancelledError:
+            found = await asyncio.wrap_future(self._desk.call(self._searcher.find, query))
+            asked = [self._begin(one, cancelled) for one in found.to_ask]
+            return self._searcher.reply(found, await asyncio.gather(*asked))
+        except BaseException:  # the asker has gone, or one of the streams cannot answer
             cancelled.set()
             raise
 

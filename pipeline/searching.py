@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pipeline.answering import Answerer
 from pipeline.asking import links_to
-from pipeline.dialogue import Reply, SearchQuery, SearchReply
+from pipeline.dialogue import Query, Reply, SearchQuery, SearchReply
 from pipeline.schemas import FoundMoment, FoundStream, SearchResult, SkippedStream
 from pipeline.spans import asked_span
 from streamkv import many
@@ -31,18 +31,44 @@ class _Part(NamedTuple):
     question: str = ""  # without words that named the part; empty: it is the whole
 
 
+class Search(NamedTuple):
+    """What was found, before the streams are asked."""
+
+    query: SearchQuery
+    begun: float
+    parts: dict[str, _Part]
+    skipped: dict[str, StoreError | QuestionError]
+    found: list[many.FoundStream]
+    search_ms: float
+
+    @property
+    def stream_ids(self) -> list[str]:
+        """Of the streams that were found, the best first."""
+        ids = list(self.parts)
+        return [ids[one.stream] for one in self.found]
+
+    @property
+    def to_ask(self) -> list[Query]:
+        """The question to each of them, if they are to answer."""
+        return [self.query.of(stream_id) for stream_id in self.stream_ids] if self.query.answer else []
+
+
 class Searcher:
-    """One search at a time, in turn with the answerer's questions: they share its streams."""
+    """Shares an answerer's streams: `find` takes its turn with the answerer's questions."""
 
     def __init__(self, answerer: Answerer) -> None:
         self._answerer = answerer
 
     def search(self, query: SearchQuery, cancelled: threading.Event) -> SearchReply:
-        """The best streams' answers are those that each would give by itself.
+        """`find`, then the streams' answers one after the other, then `reply`."""
+        search = self.find(query)
+        return self.reply(search, [self._answerer.answer(asked, cancelled) for asked in search.to_ask])
+
+    def find(self, query: SearchQuery) -> Search:
+        """The best streams for a question.
 
         Raises:
             QuestionError, UnknownStreamError, StoreError: what was asked cannot be answered, by any of the streams.
-            CancelledError: `cancelled` was set before the last answer.
         """
         begun = time.perf_counter()
         question = check_question(query.question, self._answerer.config.serve.max_question_chars)
@@ -54,27 +80,25 @@ class Searcher:
         asked = next((part.question for part in parts.values() if part.question), question)
         scores = self._answerer.engine.find(whole, asked)
         found = many.best_streams(whole, scores, query.max_streams, MOMENTS)
-        search_ms = 1000 * (time.perf_counter() - begun)
-        ids = list(parts)
-        replies = [
-            self._answerer.answer(query.of(ids[one.stream]), cancelled) if query.answer else None
-            for one in found
-        ]
+        return Search(query, begun, parts, skipped, list(found), 1000 * (time.perf_counter() - begun))
+
+    def reply(self, search: Search, replies: Sequence[Reply]) -> SearchReply:
+        """All of it, with what each stream says to its `Search.to_ask`: what it would say by itself."""
+        told = list(replies) if search.query.answer else [None] * len(search.found)
         result = SearchResult(
             streams=[
-                self._told(one, parts[ids[one.stream]].record, reply)
-                for one, reply in zip(found, replies, strict=True)
+                self._told(one, search.parts[stream_id].record, reply)
+                for one, stream_id, reply in zip(search.found, search.stream_ids, told, strict=True)
             ],
-            searched=len(parts),
-            skipped=[SkippedStream(stream_id=s, reason=str(why)) for s, why in skipped.items()],
-            timings_ms={"search": search_ms, "total": 1000 * (time.perf_counter() - begun)},
+            searched=len(search.parts),
+            skipped=[SkippedStream(stream_id=s, reason=str(why)) for s, why in search.skipped.items()],
+            timings_ms={"search": search.search_ms, "total": 1000 * (time.perf_counter() - search.begun)},
         )
-        given = [reply for reply in replies if reply is not None]
         return SearchReply(
             result,
-            prompt_tokens=sum(reply.prompt_tokens for reply in given),
-            completion_tokens=sum(reply.completion_tokens for reply in given),
-            finish="length" if any(reply.finish == "length" for reply in given) else "stop",
+            prompt_tokens=sum(reply.prompt_tokens for reply in replies),
+            completion_tokens=sum(reply.completion_tokens for reply in replies),
+            finish="length" if any(reply.finish == "length" for reply in replies) else "stop",
         )
 
     def _told(self, found: many.FoundStream, record: StreamRecord, reply: Reply | None) -> FoundStream:

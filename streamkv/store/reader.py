@@ -300,7 +300,8 @@ def _runs(segment_nos: np.ndarray, slots: np.ndarray) -> Iterator[tuple[int, int
 class StreamReader:
     """Follows one stream. Opening reads every segment's row and summary vectors, and opens no segment's file.
 
-    Threads may share one: each `refresh` returns a snapshot that is its caller's to read.
+    Threads may share one: each `refresh` returns a snapshot that is its caller's to read. One that is not
+    `searchable` reads no vectors, and its snapshots find nothing.
     """
 
     def __init__(
@@ -310,8 +311,11 @@ class StreamReader:
         files: SegmentFiles,
         vectors: SummaryVectors,
         identity: ModelIdentity,
+        *,
+        searchable: bool = True,
     ) -> None:
         self.stream_id = stream_id
+        self._searchable = searchable
         self._catalog = catalog
         self._files = files
         self._vectors = vectors
@@ -385,7 +389,7 @@ class StreamReader:
 
     def _grown(self, before: StreamSnapshot, places: list[SegmentPlace]) -> StreamSnapshot:
         index = before._index
-        if places:
+        if places and self._searchable:
             vectors, noted = self._vectors.read(places)
             nos = np.array([place.segment_no for place in places])
             index = index.added(nos[noted], vectors if noted.all() else vectors[noted])

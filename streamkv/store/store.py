@@ -364,9 +364,14 @@ class SegmentStore:
 
     # ---- reading
 
-    def reader(self, name: str) -> StreamReader:
-        """Follows one stream; opening opens no segment. Readers of a store share its open files."""
-        return StreamReader(name, self._catalog, self._files, self._vectors, self.identity)
+    def reader(self, name: str, *, searchable: bool = True) -> StreamReader:
+        """Follows one stream; opening opens no segment. Readers of a store share its open files.
+
+        Not `searchable`: for one who knows which segments to read.
+        """
+        return StreamReader(
+            name, self._catalog, self._files, self._vectors, self.identity, searchable=searchable
+        )
 
     def segments(self, name: str, start: int, limit: int) -> list[SegmentPlace]:
         """Up to `limit` committed segments from number `start` on, in order."""

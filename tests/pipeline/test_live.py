@@ -19,6 +19,7 @@ from live import SAMPLE_FPS, SEGMENT_FRAMES, LiveServer, spans, wait_for_end, wa
 from live_servers import camera
 
 from pipeline.client import Client, ServerError
+from streamkv.config import IngestConfig
 
 pytestmark = pytest.mark.ray
 
@@ -287,6 +288,15 @@ def test_of_a_thousand_askers_those_who_stay_are_answered_or_told_to_come_back(
     assert set(statuses) <= {200, 429}
     assert statuses.count(200) >= 16
     assert client.ask("a", QUESTION)["answer"] == truth, "and nothing is stuck"
+
+
+def test_ingest_is_less_urgent_than_answers(server: LiveServer) -> None:
+    def niceness(name: str) -> set[int]:
+        return {process.nice() for process in server.processes(f"ray::{name}")}
+
+    (answers,) = niceness("ServeReplica:streamkv:Answer")
+    room = min(19, answers + IngestConfig().nice)
+    assert (niceness("Prefill"), niceness("DecodeEncode")) == ({room}, {room})
 
 
 @pytest.mark.parametrize("name", ["Prefill", "DecodeEncode", "StoreActor", "SupervisorFront"])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import warnings
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import random_segment_kv
 
 from pipeline.answering import Answerer
+from pipeline.desk import Desk
 from pipeline.dialogue import CancelledError, Query, Reply, SearchQuery
 from pipeline.searching import Searcher
 from streamkv.config import PipelineConfig, load_config
@@ -80,6 +85,49 @@ def test_all_streams_are_searched_and_the_best_answer_for_themselves(
     assert reply.prompt_tokens == sum(r.prompt_tokens for r in paid)
     assert reply.completion_tokens == sum(r.completion_tokens for r in paid)
     assert reply.finish == ("length" if "length" in [r.finish for r in paid] else "stop")
+
+
+class CountingDesk(Desk):
+    """Knows what it was asked."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        super().__init__(answerer, 8)
+        self.calls, self.asked = 0, list[str]()
+
+    def ask(self, query: Query, *others: Any) -> Future[Reply]:
+        self.asked.append(query.stream_id)
+        return super().ask(query, *others)
+
+    def call(self, *call: Any) -> Future[Any]:
+        self.calls += 1
+        return super().call(*call)
+
+
+def test_a_replica_asks_the_streams_among_other_questions(searcher: Searcher, answerer: Answerer) -> None:
+    """The desk is held for finding alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray Serve uses what pydantic deprecates
+        from pipeline import app
+
+    replica = object.__new__(app.Answer.func_or_class)
+    replica._desk, replica._searcher = desk, _ = CountingDesk(answerer), searcher
+    try:
+        reply = asyncio.run(replica.search(SearchQuery(QUESTION)))
+        with pytest.raises(UnknownStreamError):
+            asyncio.run(replica.search(SearchQuery(QUESTION, ("attic",))))
+    finally:
+        desk.close()
+    alone = searcher.search(SearchQuery(QUESTION), GOING_ON)
+    for ours, theirs in zip(reply.result.streams, alone.result.streams, strict=True):
+        assert ours.answer is not None
+        assert theirs.answer is not None
+        assert (ours.stream_id, ours.moments, ours.answer.answer) == (
+            theirs.stream_id,
+            theirs.moments,
+            theirs.answer.answer,
+        )
+    assert (desk.calls, desk.asked) == (2, [s.stream_id for s in reply.result.streams])
+    assert (reply.prompt_tokens, reply.completion_tokens) == (alone.prompt_tokens, alone.completion_tokens)
 
 
 def test_earlier_turns_are_told_to_each(searcher: Searcher, answerer: Answerer) -> None:

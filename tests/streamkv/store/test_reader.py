@@ -40,6 +40,18 @@ def test_snapshot_is_a_video_memory(snapshot: StreamSnapshot) -> None:
     assert spans == [(no, 4.0 * no, 4.0 * no + 4.0, 4) for no in range(4)]
 
 
+def test_who_does_not_search_reads_no_vectors(
+    store: SegmentStore, snapshot: StreamSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(store._vectors), "read", lambda *_: 1 / 0)
+    memory = store.reader("cam", searchable=False).snapshot
+    assert memory.segments == snapshot.segments
+    assert torch.equal(memory.table(0).mean_keys, snapshot.table(0).mean_keys)
+    assert len(memory.search(0, torch.randn(GEOMETRY.summary_dim), 9)) == 0
+    with pytest.raises(ZeroDivisionError):
+        store.reader("cam")
+
+
 def test_empty_stream_has_nothing(store: SegmentStore) -> None:
     memory = store.reader("cam").snapshot
     assert (memory.as_of_s, memory.segments) == (0.0, ())
