@@ -10,6 +10,8 @@ is without meaning; what it costs is not. Each figure is the median over questio
 - `ttft_over_full_10k`: 10,000 frames, against `full` with its keys and values kept rotated in place from question to
   question, so that it pays for attention alone.
 - `ttft_over_rekv`: 10,000 frames, against ReKV's flat scan of all frames.
+- `query_ms` to `first_token_ms`: how far an answer from 10,000 frames has come; `each_token_ms`: of those after the
+  first. What HTTP and routing add is in `bench.serving`.
 - `ttft_over_transformers_64`: against `transformers` handed 64 sampled frames of a world (tower, prefill, first token).
 """
 
@@ -43,6 +45,8 @@ SEGMENT_S = 10.0
 BLOCKS_KEPT = 3
 """Blocks of a segment in each layer: what the demo model's segments keep, summary included."""
 PHASES = ("query", "search", "fetch", "prefill", "first_token")
+MORE_TOKENS = 8
+"""After the first one, for what each takes."""
 
 
 class SyntheticVideo(VideoMemory):
@@ -226,7 +230,14 @@ def measure(
     ]
     laps = [ours.answer(compressed, question, max_new_tokens=1).timings_ms for question in questions]
     figures += [Figure(f"{phase}_ms", "ms", tuple(lap[phase] for lap in laps)) for phase in PHASES]
+    figures.append(Figure("each_token_ms", "ms", tuple(_each_token(ours, compressed, q) for q in questions)))
     return figures, ms
+
+
+def _each_token(engine: Engine, memory: VideoMemory, question: str) -> float:
+    """Milliseconds of each token after the first."""
+    answer = engine.answer(memory, question, max_new_tokens=1 + MORE_TOKENS)
+    return (answer.timings_ms["total"] - answer.timings_ms["first_token"]) / max(1, answer.num_tokens - 1)
 
 
 def _folder(config: PipelineConfig) -> Any:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 REPLY = Reply(Answer(answer="a b", evidence=[], as_of_s=1.0, timings_ms={}, gaps=[]), 3, 2, "stop")
 PAUSE_S = 0.02
+FLOOD, PIECE = 2_000, "x" * 5_000
+"""Far more than connections hold on the way."""
 
 
 class Replica:
@@ -55,6 +57,8 @@ class Replica:
                     yield "."
             finally:
                 (self._folder / "cancelled").touch()
+        for _ in range(FLOOD if query.question == "flood" else 0):
+            yield PIECE
         yield " b"
         yield REPLY
 

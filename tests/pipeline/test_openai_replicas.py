@@ -17,6 +17,7 @@ import httpx
 import pytest
 from live import wait_until
 from openai_backend import ASK, REPLY, events_of
+from scripted import FLOOD, PIECE
 
 from pipeline.dialogue import Query, Reply
 from streamkv import errors
@@ -146,6 +147,19 @@ def test_hanging_up_reaches_the_replica(scripted: Scripted) -> None:
             next(lines)
         assert not (scripted.folder / "cancelled").exists()
     wait_until((scripted.folder / "cancelled").exists)
+
+
+@pytest.mark.ray
+def test_a_slow_reader_holds_nobody_up_and_misses_nothing(scripted: Scripted) -> None:
+    body = {**ASK, "messages": [{"role": "user", "content": "flood"}], "stream": True}
+    with httpx.stream("POST", f"{scripted.url}/v1/chat/completions", json=body, timeout=60) as response:
+        lines = (line for line in response.iter_lines() if line)
+        next(lines)
+        for _ in range(5):
+            assert scripted.ask("what", stream=False).status_code == 200
+        *pieces, last = lines
+    assert last == "data: [DONE]"
+    assert sum(len(piece) for piece in pieces) > FLOOD * len(PIECE)
 
 
 @pytest.mark.ray
