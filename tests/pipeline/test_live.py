@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -67,6 +68,13 @@ def test_several_streams_in_and_answers_out(server: LiveServer, client: Client, 
     assert {"decode_s", "encode_s", "segment_s", "prefill_s", "write_s", "commit_s"} <= set(stats)
 
 
+def said(answer: dict[str, Any]) -> dict[str, Any]:
+    """Without times; with weights to four digits, since their last bits depend on what is asked beside it."""
+    evidence = [e | {"weight": round(e["weight"], 4)} for e in answer["evidence"]]
+    confidence = answer["confidence"] and round(answer["confidence"], 4)
+    return answer | {"timings_ms": 0, "evidence": evidence, "confidence": confidence}
+
+
 def test_one_question_goes_to_all_streams(server: LiveServer, client: Client, films: Path) -> None:
     for name, film in (("a", "short.mp4"), ("b", "short.mp4"), ("c", "long.mp4")):
         client.add_stream(name, str(films / film))
@@ -76,7 +84,7 @@ def test_one_question_goes_to_all_streams(server: LiveServer, client: Client, fi
     assert {s["stream_id"] for s in found["streams"]} <= {"a", "b", "c"}
     for stream in found["streams"]:
         alone = client.ask(stream["stream_id"], QUESTION)
-        assert stream["answer"] | {"timings_ms": 0} == alone | {"timings_ms": 0}
+        assert said(stream["answer"]) == said(alone)
     late = client.search(QUESTION, start=60, answer=False)
     assert [(s["stream_id"], s["answer"]) for s in late["streams"]] == [("c", None)]
     assert [s["stream_id"] for s in late["skipped"]] == ["a", "b"]
