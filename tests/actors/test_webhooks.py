@@ -136,6 +136,7 @@ def test_a_slow_receiver_delays_no_other(town: Town) -> None:
             town.show("s", "s2", "o")
         wait_until(lambda: town.states("o") == ["delivered"] * 3)
         assert town.states("s") == town.states("s2") == ["waiting"] * 3
+        wait_until(lambda: len(slow.requests) > 0)
         assert len(slow.requests) == 1, "one at a time"
         slow.let_go.set()
         wait_until(lambda: town.states("s") == town.states("s2") == ["delivered"] * 3)
