@@ -17,7 +17,7 @@ from actors.spawn import CONTROL
 from actors.views import GapView
 from streamkv.store import ModelIdentity, SegmentPlace, StreamInfo, StreamRecord, StreamState, WatchRecord
 from streamkv.video import VideoInfo
-from streamkv.watches import Watch, WatchAnswer, WatchEvent, WatchQuestion
+from streamkv.watches import OpenAnswers, Watch, WatchAnswer, WatchEvent, WatchQuestion
 
 CONTROL_S = 5.0
 """Status and the like: answered by threads of their own, whatever the work."""
@@ -173,15 +173,8 @@ class StoreHandle:
         is_new: bool = self._again(self.actor.commit, place, answers)
         return is_new
 
-    def hear_open(
-        self,
-        stream_id: str,
-        epoch: int,
-        segment_no: int,
-        span_s: tuple[float, float],
-        answers: Sequence[WatchAnswer],
-    ) -> int:
-        fired: int = self._again(self.actor.hear_open, stream_id, epoch, segment_no, span_s, answers)
+    def hear_open(self, heard: OpenAnswers) -> int:
+        fired: int = self._again(self.actor.hear_open, heard)
         return fired
 
     def add_watch(self, watch: Watch, limit: int) -> None:
@@ -256,15 +249,8 @@ class HearOpenThroughStore:
     def __init__(self, store: StoreHandle) -> None:
         self._store = store
 
-    def __call__(
-        self,
-        stream_id: str,
-        epoch: int,
-        segment_no: int,
-        span_s: tuple[float, float],
-        answers: Sequence[WatchAnswer],
-    ) -> int:
-        return self._store.hear_open(stream_id, epoch, segment_no, span_s, answers)
+    def __call__(self, heard: OpenAnswers) -> int:
+        return self._store.hear_open(heard)
 
 
 def _control(method: Any) -> Any:

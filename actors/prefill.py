@@ -30,7 +30,7 @@ from streamkv.excerpt import Excerpt
 from streamkv.memory import SegmentInfo, VideoMemory
 from streamkv.store import ModelIdentity, SegmentPlace, write_segment
 from streamkv.types import Segment, SegmentKV
-from streamkv.watches import WatchAnswer, WatchQuestion
+from streamkv.watches import OpenAnswers, WatchAnswer, WatchQuestion
 
 CommitSegment = Callable[[SegmentPlace, Sequence[WatchAnswer]], bool]
 AskSegment = Callable[[SegmentKV, Sequence[WatchQuestion]], Sequence[WatchAnswer | Exception]]
@@ -149,26 +149,24 @@ class Prefill:
                 held.epoch = epoch
                 return None
         replay: Sequence[SegmentInfo] = ()
-        window_of: Sequence[SegmentInfo] = ()
+        before: Sequence[SegmentInfo] = ()
         with self.clock.time("rebuild"):
             memory = parts.recall(stream_id) if next_segment_no else None
             if memory is not None and may_replay and parts.replays and stream_id not in self._changed:
                 replay = parts.engine.replay(memory)
                 if replay and replay[-1].segment_no + 1 != next_segment_no:
                     replay = ()  # the last ones were lost
-                memory = Excerpt(memory, memory.segments[: len(memory.segments) - len(replay)])
+                before = memory.segments[: len(memory.segments) - len(replay)]
+                memory = Excerpt(memory, before)
             window = parts.engine.open_window(memory)
-            if memory is not None:
-                window_of = memory.segments
         first_no = replay[0].segment_no if replay else next_segment_no
         with self._lock:
             self._sessions[stream_id] = _Session(epoch, window, first_no, *own, deque(replay))
         if not replay:
             return None
         # A gap of the source lies before the segment, not within what is read again.
-        before = window_of[-1:]
-        follows = bool(before) and before[0].segment_no + 1 == first_no
-        return Replay(first_no, before[0].end_s if follows else replay[0].start_s)
+        follows = bool(before) and before[-1].segment_no + 1 == first_no
+        return Replay(first_no, before[-1].end_s if follows else replay[0].start_s)
 
     def set_watches(self, stream_id: str, watches: Sequence[WatchQuestion]) -> None:
         """What is asked of an open stream's segments from now on; those whose prefill has ended are not asked again."""
@@ -238,15 +236,10 @@ class Prefill:
                 kv = parts.engine.peek(session.window, segment, session.guidance, session.keep_ratio)
             answers = self._ask_watches(message.stream_id, kv)
             if answers:
+                span_s = kv.start_s, kv.end_s
+                heard = OpenAnswers(message.stream_id, message.epoch, message.segment_no, span_s, answers)
                 with self.clock.time("commit"):
-                    fired = self._hear_open(
-                        message.stream_id,
-                        message.epoch,
-                        message.segment_no,
-                        (kv.start_s, kv.end_s),
-                        answers,
-                    )
-                self.clock.count("told_early", fired)
+                    self.clock.count("told_early", self._hear_open(heard))
         self.clock.count("looks")
         return True
 

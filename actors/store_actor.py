@@ -22,7 +22,7 @@ from streamkv.store import (
     StreamState,
     WatchRecord,
 )
-from streamkv.watches import Watch, WatchAnswer, WatchEvent
+from streamkv.watches import OpenAnswers, Watch, WatchAnswer, WatchEvent
 
 
 class StoreActor:
@@ -103,15 +103,8 @@ class StoreActor:
         with self.clock.time("catalog"):
             return self._store().commit(place, answers)
 
-    def hear_open(
-        self,
-        stream_id: str,
-        epoch: int,
-        segment_no: int,
-        span_s: tuple[float, float],
-        answers: Sequence[WatchAnswer],
-    ) -> int:
-        return self._store().watches.hear_open(stream_id, epoch, segment_no, span_s, answers)
+    def hear_open(self, heard: OpenAnswers) -> int:
+        return self._store().watches.hear_open(heard)
 
     def add_watch(self, watch: Watch, limit: int) -> None:
         self._store().watches.add(watch, limit)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from actors.views import Reencoding
+from actors.views import MAX_PRIORITY, Reencoding
 from streamkv.compression import make_compressor
 from streamkv.config import PipelineConfig
 from streamkv.errors import ConfigError, SourceError
 from streamkv.live import is_live
 from streamkv.store import StreamRecord
 from streamkv.video import VideoInfo
-
-MAX_PRIORITY = 8
-"""So many times as many segments of the stream may wait for prefill, too."""
 
 
 def stream_config(

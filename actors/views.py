@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+MAX_PRIORITY = 8
+"""Of a stream: so many times as many of its segments may wait for prefill, too."""
+
 
 @dataclass(frozen=True)
 class GapView:

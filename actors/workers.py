@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from actors.messages import Beginning, Replay, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
 from streamkv.store import ModelIdentity, SegmentPlace, StreamInfo, StreamRecord, StreamState, WatchRecord
 from streamkv.video import VideoInfo
-from streamkv.watches import Watch, WatchAnswer, WatchEvent, WatchQuestion
+from streamkv.watches import OpenAnswers, Watch, WatchAnswer, WatchEvent, WatchQuestion
 
-HearOpen = Callable[[str, int, int, tuple[float, float], Sequence[WatchAnswer]], int]
-"""Of stream, epoch, segment, span and answers: `WatchRows.hear_open`."""
+HearOpen = Callable[[OpenAnswers], int]
+"""`WatchRows.hear_open`, wherever the store is."""
 
 
 class Decoder(Protocol):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from actors.views import GapView, LiveView, NextView, PoolView, StreamView
+from actors.views import MAX_PRIORITY, GapView, LiveView, NextView, PoolView, StreamView
 
 Moment = Annotated[float, Field(strict=True, allow_inf_nan=False)] | Annotated[str, Field(max_length=64)]
 From = Annotated[
@@ -50,7 +50,9 @@ class NewStream(BaseModel):
     priority: Annotated[
         int,
         Field(
-            ge=1, le=8, description="its share over that of a stream with 1, where not all can be taken in"
+            ge=1,
+            le=MAX_PRIORITY,
+            description="its share over that of a stream with 1, where not all can be taken in",
         ),
     ] = 1
 

@@ -63,6 +63,17 @@ class WatchAnswer:
 
 
 @dataclass(frozen=True)
+class OpenAnswers:
+    """What a live stream's open segment answers to its watches."""
+
+    stream_id: str
+    epoch: int  # of the stream's writer
+    segment_no: int
+    span_s: tuple[float, float]  # what of it was seen
+    answers: Sequence[WatchAnswer]
+
+
+@dataclass(frozen=True)
 class Delivery:
     """How far an event is on its way to the webhook."""
 

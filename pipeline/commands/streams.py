@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from actors.views import MAX_PRIORITY
 from pipeline.commands.options import DEFAULT, FromOption, HomeOption, JsonOption, ToOption, UrlOption
 from pipeline.show import (
     print_answer,
@@ -68,7 +69,9 @@ def add(
     priority: Annotated[
         int,
         typer.Option(
-            min=1, max=8, help="Its share over that of a stream with 1, where not all can be taken in."
+            min=1,
+            max=MAX_PRIORITY,
+            help="Its share over that of a stream with 1, where not all can be taken in.",
         ),
     ] = 1,
     wait: Annotated[bool, typer.Option("--wait", help="Return when all of it is ingested.")] = False,

@@ -21,7 +21,16 @@ from streamkv.store.layout import name_of
 from streamkv.store.records import SegmentPlace
 from streamkv.store.tables import WatchEventRow, WatchRow
 from streamkv.types import Evidence
-from streamkv.watches import Delivery, DeliveryState, Watch, WatchAnswer, WatchEvent, is_change, shown
+from streamkv.watches import (
+    Delivery,
+    DeliveryState,
+    OpenAnswers,
+    Watch,
+    WatchAnswer,
+    WatchEvent,
+    is_change,
+    shown,
+)
 
 Transaction = Callable[[], AbstractContextManager[Session]]
 
@@ -185,14 +194,7 @@ class WatchRows:
         with self._reading() as session:
             return [_events_after(session, watch_id, number, limit) for watch_id, number in after]
 
-    def hear_open(
-        self,
-        stream_id: str,
-        epoch: int,
-        segment_no: int,
-        span_s: tuple[float, float],
-        answers: Sequence[WatchAnswer],
-    ) -> int:
+    def hear_open(self, heard: OpenAnswers) -> int:
         """Tells what the open segment shows that is new; returns how many watches fired. Each does once a segment.
 
         What is not shown is left to the segment's commit, and so is everything when it is committed already.
@@ -200,19 +202,19 @@ class WatchRows:
         """
 
         def news(session: Session) -> list[tuple[WatchRow, WatchAnswer, str]]:
-            told = _told_in(session, stream_id, segment_no)
-            heard = _heard(session, stream_id, answers)
-            return [h for h in heard if h[0].id not in told and is_change(h[0].answer, h[2], when_gone=False)]
+            told = _told_in(session, heard.stream_id, heard.segment_no)
+            now = _heard(session, heard.stream_id, heard.answers)
+            return [n for n in now if n[0].id not in told and is_change(n[0].answer, n[2], when_gone=False)]
 
         with self._reading() as session:
             if not news(session):
                 return 0
         with self._writing() as session:
-            stream = rows.locked(session, stream_id)
-            rows.check_writer(stream, epoch)
-            fired = news(session) if segment_no == stream.next_segment_no else []
+            stream = rows.locked(session, heard.stream_id)
+            rows.check_writer(stream, heard.epoch)
+            fired = news(session) if heard.segment_no == stream.next_segment_no else []
             for row, answer, now in fired:
-                session.add(_fired(row, answer, now, segment_no, span_s))
+                session.add(_fired(row, answer, now, heard.segment_no, heard.span_s))
                 row.answer = now
             return len(fired)
 

@@ -192,7 +192,7 @@ class LocalWorkers:
         return lambda place, answers: bool(store.commit(place, answers))
 
     def hear_open(self, store: Mortal) -> HearOpen:
-        return lambda *heard: int(store.hear_open(*heard))
+        return lambda heard: int(store.hear_open(heard))
 
 
 class Stage:

@@ -13,13 +13,12 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from queue import SimpleQueue
 
-import numpy as np
 import pytest
+from channel import LIVE, Channel, spec_of
 from clips import steady, write_clip
 from live_servers import camera, free_port
-from stage import IDENTITY, SEGMENTS, SOURCE, Footage, LocalWorkers, MeanEncoder, Mortal, wait_until
+from stage import IDENTITY, SEGMENTS, SOURCE, LocalWorkers, MeanEncoder, Mortal, wait_until
 from test_decode_encode import Ledger
 
 from actors import live_feed
@@ -29,7 +28,6 @@ from actors.messages import StreamSpec
 from actors.parts import _open_live, _open_source
 from actors.supervisor import Supervisor
 from actors.timing import StageClock
-from actors.views import NewWatch
 from pipeline.schemas import Stream
 from pipeline.show import live_text
 from streamkv import live
@@ -38,9 +36,6 @@ from streamkv.errors import SourceError, StoreError
 from streamkv.segmentation import Segmenter
 from streamkv.store import SegmentStore
 from streamkv.types import Frame
-from streamkv.video import VideoInfo
-
-LIVE = SourceConfig(sample_fps=2.0, batch_frames=4, queue_frames=4, live_timeout_s=2.0)
 
 
 @pytest.fixture(autouse=True)
@@ -197,10 +192,6 @@ def actor(request: pytest.FixtureRequest) -> Iterator[DecodeEncode]:
     actor.shutdown()
 
 
-def spec_of(uri: str, **values: float) -> StreamSpec:
-    return StreamSpec("s", uri, epoch=1, is_live=True, origin_s=time.time(), **values)
-
-
 @pytest.mark.parametrize("actor", [64], indirect=True)  # so that nothing is thinned
 def test_an_outage_closes_the_open_segment_and_the_stream_goes_on_when_it_is_over(
     actor: DecodeEncode, cam: tuple[Camera, str], tmp_path: Path
@@ -354,31 +345,6 @@ def test_archives_still_wait(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- streams that move to another decoder
 
 
-class Channel:
-    """A live source that shows a frame whenever it is told to, and does not see at once that it is to stop."""
-
-    outage = None
-    connections = 1
-
-    def __init__(self) -> None:
-        self.shown: SimpleQueue[Frame | None] = SimpleQueue()
-        self.is_stopped = False
-        self.count = 0
-
-    def show(self, count: int) -> None:
-        for _ in range(count):
-            self.shown.put(
-                Frame(np.full((2, 2, 3), self.count, np.uint8), self.count / 2, self.count / 2 + 0.5)
-            )
-            self.count += 1
-
-    def frames(self) -> Iterator[Frame]:
-        return iter(self.shown.get, None)
-
-    def stop(self) -> None:
-        self.is_stopped = True
-
-
 def test_live_stream_that_is_drained_sends_all_that_it_has_shown() -> None:
     """What waits for the tower and the open segment too; it is drained when that is durable, and not before."""
     channel = Channel()
@@ -410,88 +376,6 @@ def test_live_stream_that_is_drained_sends_all_that_it_has_shown() -> None:
         actor.shutdown()
     assert sink.frames("s") == [k / 2 for k in range(14)]
     assert [m.segment_no for m in sink.messages] == [0, 1, 2, 3]
-
-
-def channel_parts(channel: Channel) -> DecodeParts:
-    return DecodeParts(
-        MeanEncoder(),
-        partial(Segmenter, SEGMENTS),
-        partial(_open_source, LIVE),
-        lambda spec, on_gap: channel,
-        lambda uri, timeout_s: VideoInfo(0.0, 2.0, 2, 2, "channel", is_live=True),
-    )
-
-
-def test_watches_are_shown_an_open_segment_as_it_grows() -> None:
-    """One look at a time, and closed segments go first; a stream without watches shows nothing."""
-    channel, sink = Channel(), Ledger(holds=True)
-    actor = DecodeEncode(partial(channel_parts, channel), LIVE, in_flight=2)
-    actor.start()
-    try:
-        actor.add_stream(spec_of("tcp://nowhere:1"), sink)
-        channel.show(1)
-        wait_until(lambda: actor.status().feeds["s"].frames == 1)
-        assert sink.shown == []
-        actor.set_watched("s", True)
-        channel.show(1)
-        wait_until(lambda: len(sink.looking) == 1)
-        channel.show(1)
-        wait_until(lambda: actor.status().feeds["s"].frames == 3)
-        assert len(sink.shown) == 1, "who still looks is shown nothing new"
-        sink.looking[0].set_result(True)
-        wait_until(lambda: len(sink.looking) == 2)
-        sink.looking[1].set_exception(RuntimeError("no answer"))
-        channel.show(2)
-        wait_until(lambda: len(sink.waiting) == 1)
-        wait_until(lambda: actor.status().feeds["s"].frames == 5)
-        assert len(sink.shown) == 2, "the closed segment goes first"
-        sink.waiting[0].set_result(True)
-        wait_until(lambda: len(sink.looking) == 3)
-        assert actor.status().totals["look_errors"] == 1
-    finally:
-        channel.shown.put(None)
-        actor.shutdown()
-    assert [(m.segment_no, len(m.spans_s)) for m in sink.shown] == [(0, 2), (0, 3), (1, 1)]
-
-
-class ChannelWorkers(LocalWorkers):
-    """Workers that read one channel."""
-
-    channel: Channel
-
-    def decoder(self) -> Mortal:
-        self.channel = Channel()
-        load = partial(channel_parts, self.channel)
-        self.decoders.append(Mortal(lambda: DecodeEncode(load, LIVE, in_flight=2)))
-        return self.decoders[-1]
-
-
-def test_a_watch_tells_before_its_segment_is_closed(tmp_path: Path) -> None:
-    workers = ChannelWorkers(tmp_path / "store", Footage())
-    config = PipelineConfig(store=StoreConfig(root=str(tmp_path / "store")), source=LIVE)
-    supervisor = Supervisor(config, workers)
-    wait_until(lambda: supervisor.state().phase == "ready")
-    try:
-        supervisor.add_stream("cam", "tcp://nowhere:1")
-        watch, _ = supervisor.watching.add(NewWatch("cam", "every 1"))
-
-        def told() -> list[tuple[int, str]]:
-            (events,) = supervisor.watching.events([(watch.watch_id, -1)], 99)
-            return [(event.body["segment"], event.body["answer"]) for event in events or ()]
-
-        for segment_no in range(3):
-            assert supervisor.stream("cam").num_segments == segment_no
-            wait_until(lambda: supervisor.stream("cam").state == "ingesting")
-            workers.channel.show(1)
-            wait_until(lambda no=segment_no: len(told()) == no + 1)
-            assert supervisor.stream("cam").num_segments == segment_no, "it is still open"
-            workers.channel.show(3)
-            wait_until(lambda no=segment_no: supervisor.stream("cam").num_segments == no + 1)
-        assert told() == [(0, "0"), (1, "1"), (2, "2")]
-        wait_until(lambda: supervisor.stats()["told_early"] == 3)
-    finally:
-        workers.channel.shown.put(None)
-        supervisor.shutdown()
 
 
 def test_camera_that_moves_misses_what_it_shows_meanwhile_and_says_so(

@@ -18,7 +18,7 @@ from streamkv.config import StoreConfig
 from streamkv.errors import FencedError
 from streamkv.store import SegmentPlace, SegmentStore
 from streamkv.types import Segment
-from streamkv.watches import WatchAnswer, WatchQuestion
+from streamkv.watches import OpenAnswers, WatchAnswer, WatchQuestion
 
 
 @pytest.fixture
@@ -227,10 +227,8 @@ def hearing(prefill: Prefill, store: SegmentStore) -> Heard:
     """Fills with what watches make of open segments."""
     heard: Heard = []
 
-    def hear(
-        stream_id: str, epoch: int, no: int, span_s: tuple[float, float], answers: Sequence[WatchAnswer]
-    ) -> int:
-        heard.append((stream_id, no, span_s, [answer.text for answer in answers]))
+    def hear(one: OpenAnswers) -> int:
+        heard.append((one.stream_id, one.segment_no, one.span_s, [answer.text for answer in one.answers]))
         return 1
 
     prefill.set_commit(store.commit, hear)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -254,31 +255,32 @@ def test_threads_are_gone_after_shutdown(stage: Stage) -> None:
     wait_until(lambda: not any("leaves-no-thread" in t.name for t in threading.enumerate()))
 
 
-def test_a_stream_that_ends_its_decoder_each_time_does_not_take_slow_neighbours_with_it(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The neighbours commit nothing while it is tried: they are cameras whose segments take longer than that."""
-    monkeypatch.setattr("actors.placement.BACKOFF_S", 0.02)
-    monkeypatch.setattr("actors.placement.PROBATION_S", 0.3)
-    held = threading.Event()
+class HeldFootage(Footage):
+    """Shows `poison` to whom it ends, and the others when they are let go."""
 
-    class Deadly(Footage):
-        def open(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
-            if spec.stream_id == "poison":
-                time.sleep(0.05)  # others have begun by then
-                workers.decoders[0].kill()
-            held.wait(30)
-            yield from super().open(spec, on_gap)
+    def __init__(self, held: threading.Event, poison: Callable[[], None]) -> None:
+        super().__init__()
+        self._held, self._poison = held, poison
 
-    workers = LocalWorkers(stage.root, Deadly())
-    supervisor = stage.open(workers)
-    for stream_id in ("a", "b", "poison", "c"):
-        supervisor.add_stream(stream_id, "40")
-    wait_until(lambda: supervisor.stream("poison").state == "failed", 60)
-    assert "set aside" in supervisor.stream("poison").detail
-    held.set()
-    wait_for_end(supervisor)
-    stage.check({"a": 40, "b": 40, "c": 40})
+    def open(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
+        if spec.stream_id == "poison":
+            time.sleep(0.05)  # others have begun by then
+            self._poison()
+        else:
+            self._held.wait(30)
+        yield from super().open(spec, on_gap)
+
+
+class DeadlySource(LocalWorkers):
+    """The decoder ends that opens `poison`."""
+
+    def __init__(self, root: Path, held: threading.Event) -> None:
+        super().__init__(root, HeldFootage(held, self.poison))
+        self.held = held
+
+    def poison(self) -> None:
+        self.decoders[0].kill()
+        self.held.wait(30)  # it sends nothing after its end
 
 
 class DeadlySink(LocalSink):
@@ -290,29 +292,23 @@ class DeadlySink(LocalSink):
         return super().ship(message)
 
 
-class DeadlyWorkers(LocalWorkers):
+class DeadlySegments(DeadlySource):
+    def poison(self) -> None:
+        """Not yet."""
+
     def sink(self, prefill: Mortal, store: Mortal) -> LocalSink:
         return DeadlySink(prefill, store, self._thread)
 
 
-def test_a_stream_that_ends_its_prefiller_each_time_does_not_take_slow_neighbours_with_it(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("deadly", [DeadlySource, DeadlySegments])
+def test_a_stream_that_ends_its_worker_each_time_does_not_take_slow_neighbours_with_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, deadly: type[DeadlySource]
 ) -> None:
-    """As above: the neighbours commit nothing while it is tried."""
+    """The neighbours commit nothing while it is tried: they are cameras whose segments take longer than that."""
     monkeypatch.setattr("actors.placement.BACKOFF_S", 0.02)
     monkeypatch.setattr("actors.placement.PROBATION_S", 0.3)
     held = threading.Event()
-
-    class Slow(Footage):
-        def open(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
-            if spec.stream_id == "poison":
-                time.sleep(0.05)  # others have begun by then
-            else:
-                held.wait(30)
-            yield from super().open(spec, on_gap)
-
-    workers = DeadlyWorkers(stage.root, Slow())
-    supervisor = stage.open(workers)
+    supervisor = stage.open(deadly(stage.root, held))
     for stream_id in ("a", "b", "poison", "c"):
         supervisor.add_stream(stream_id, "40")
     wait_until(lambda: supervisor.stream("poison").state == "failed", 60)

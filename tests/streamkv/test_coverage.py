@@ -14,7 +14,7 @@ from tiny import random_segment_kv
 from torch import Tensor
 
 from streamkv.config import MethodConfig, RetrieveConfig
-from streamkv.memory import InMemoryVideo
+from streamkv.memory import BlockTable, InMemoryVideo
 from streamkv.retrieval import Looks, Query, make_retriever
 from streamkv.retrieval.agreement import Agreement
 from streamkv.retrieval.coverage import cover
@@ -125,7 +125,7 @@ def test_a_question_of_many_tokens_opens_a_bounded_number_of_segments() -> None:
     opened: list[int] = []
 
     class Watched(InMemoryVideo):
-        def table(self, layer: int, segment_nos: np.ndarray | None = None):  # type: ignore[no-untyped-def]
+        def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
             opened.append(len(self.segments) if segment_nos is None else len(segment_nos))
             return super().table(layer, segment_nos)
 

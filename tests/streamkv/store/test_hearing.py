@@ -12,7 +12,7 @@ from store_samples import IDENTITY, make_kv
 from bench.watches import Hearing
 from streamkv.store import SegmentStore, write_segment
 from streamkv.types import Evidence
-from streamkv.watches import Watch, WatchAnswer
+from streamkv.watches import OpenAnswers, Watch, WatchAnswer
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -39,7 +39,7 @@ def test_what_the_bench_has_told_is_what_a_catalog_tells(
             for text in looks:
                 said = [WatchAnswer("a", text, 0.9, evidence)]
                 hearing.look(kv, said, kv.start_s)
-                store.watches.hear_open("cam", epoch, no, (kv.start_s, kv.end_s), said)
+                store.watches.hear_open(OpenAnswers("cam", epoch, no, (kv.start_s, kv.end_s), said))
             said = [WatchAnswer("a", at_last, 0.9, evidence)]
             hearing.close(kv, said)
             store.commit(write_segment(store.root, IDENTITY, "cam", epoch, kv), said)

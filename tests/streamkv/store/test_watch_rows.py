@@ -20,7 +20,7 @@ from streamkv.errors import (
 )
 from streamkv.store import SegmentStore, write_segment
 from streamkv.types import Evidence
-from streamkv.watches import Watch, WatchAnswer, WatchEvent
+from streamkv.watches import OpenAnswers, Watch, WatchAnswer, WatchEvent
 
 pytestmark = on_both
 
@@ -94,7 +94,7 @@ def test_a_repeated_commit_tells_nothing_again(store: SegmentStore) -> None:
 
 def look(store: SegmentStore, epoch: int, segment_no: int, heard: list[WatchAnswer]) -> int:
     span_s = 4.0 * segment_no, 4.0 * segment_no + 1
-    return store.watches.hear_open("cam", epoch, segment_no, span_s, heard)
+    return store.watches.hear_open(OpenAnswers("cam", epoch, segment_no, span_s, heard))
 
 
 def test_an_open_segment_tells_at_once_and_once(store: SegmentStore) -> None:
