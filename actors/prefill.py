@@ -26,7 +26,6 @@ from actors.messages import Replay, SegmentMessage, WorkerStatus
 from actors.share import Share
 from actors.timing import StageClock
 from actors.workers import HearOpen
-from streamkv.excerpt import Excerpt
 from streamkv.memory import SegmentInfo, VideoMemory
 from streamkv.store import ModelIdentity, SegmentPlace, write_segment
 from streamkv.types import Segment, SegmentKV
@@ -43,7 +42,7 @@ class SegmentEngine(Protocol):
 
     def open_window(self, memory: VideoMemory | None = None) -> Any: ...
 
-    def replay(self, memory: VideoMemory) -> tuple[SegmentInfo, ...]: ...
+    def replay(self, memory: VideoMemory) -> tuple[Any, tuple[SegmentInfo, ...]]: ...
 
     def prefill(
         self, window: Any, segment: Segment, guidance: str = "", keep_ratio: float = 0.0
@@ -152,13 +151,12 @@ class Prefill:
         before: Sequence[SegmentInfo] = ()
         with self.clock.time("rebuild"):
             memory = parts.recall(stream_id) if next_segment_no else None
-            if memory is not None and may_replay and parts.replays and stream_id not in self._changed:
-                replay = parts.engine.replay(memory)
-                if replay and replay[-1].segment_no + 1 != next_segment_no:
-                    replay = ()  # the last ones were lost
+            may_replay = may_replay and parts.replays and stream_id not in self._changed
+            if memory is not None and may_replay and _ends_before(next_segment_no, memory):
+                window, replay = parts.engine.replay(memory)
                 before = memory.segments[: len(memory.segments) - len(replay)]
-                memory = Excerpt(memory, before)
-            window = parts.engine.open_window(memory)
+            else:
+                window = parts.engine.open_window(memory)
         first_no = replay[0].segment_no if replay else next_segment_no
         with self._lock:
             self._sessions[stream_id] = _Session(epoch, window, first_no, *own, deque(replay))
@@ -310,3 +308,8 @@ class Prefill:
                 f"segment {session.next_segment_no} is due"
             )
         return session
+
+
+def _ends_before(segment_no: int, memory: VideoMemory) -> bool:
+    """Else what came last was lost."""
+    return bool(memory.segments) and memory.segments[-1].segment_no + 1 == segment_no

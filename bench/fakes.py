@@ -59,8 +59,9 @@ class CountingEngine:
         self.opened += 1
         return [s.segment_no for s in memory.segments] if memory is not None else []
 
-    def replay(self, memory: VideoMemory) -> tuple[SegmentInfo, ...]:
-        return memory.segments[-REPLAYED:]
+    def replay(self, memory: VideoMemory) -> tuple[list[int], tuple[SegmentInfo, ...]]:
+        before, again = memory.segments[:-REPLAYED], memory.segments[-REPLAYED:]
+        return [s.segment_no for s in before], again
 
     def prefill(
         self, window: list[int], segment: Segment, guidance: str = "", keep_ratio: float = 0.0

@@ -54,9 +54,9 @@ class Engine:
             return StreamWindow(self.system, self.method.n_local)
         return StreamWindow.rebuild(self.system, memory, self.method)
 
-    def replay(self, memory: VideoMemory) -> tuple[SegmentInfo, ...]:
-        """Which of `memory`'s segments, prefilled again, make its window exact."""
-        return replay(memory, self.method)
+    def replay(self, memory: VideoMemory) -> tuple[StreamWindow, tuple[SegmentInfo, ...]]:
+        """A window, and which of `memory`'s segments, prefilled into it, make it exact."""
+        return replay(self.system, memory, self.method)
 
     def prefill(
         self, window: StreamWindow, segment: Segment, guidance: str = "", keep_ratio: float = 0.0

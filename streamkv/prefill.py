@@ -12,6 +12,7 @@ from torch import Tensor
 from streamkv.attention import KV, attend, attend_stream, grouped_query
 from streamkv.compression import block_scores, make_compressor
 from streamkv.config import MethodConfig
+from streamkv.excerpt import Excerpt
 from streamkv.memory import SegmentInfo, VideoMemory, last_blocks
 from streamkv.models.base import VideoLLM
 from streamkv.types import LayerBlocks, Segment, SegmentKV, take_blocks
@@ -69,6 +70,24 @@ class StreamWindow:
             window._slide()
         return window
 
+    @classmethod
+    def blank(cls, system: SystemKV, n_local: int, num_tokens: int) -> StreamWindow:
+        """A window of a stream of `num_tokens` that holds as many as it would, all of them zeros.
+
+        What is prefilled next sees nothing true, but sums run over as many terms as if it did.
+        """
+        window = cls(system, n_local)
+        window.num_tokens = num_tokens
+        size = min(n_local, num_tokens) if n_local else num_tokens
+        window.layers = tuple(
+            KV(
+                kv.keys_TGd.new_zeros(size, *kv.keys_TGd.shape[1:]),
+                kv.values_TGd.new_zeros(size, *kv.values_TGd.shape[1:]),
+            )
+            for kv in system
+        )
+        return window
+
     def fork(self) -> StreamWindow:
         """A window that can be appended to while this one stays as it is; tensors are shared."""
         other = StreamWindow(self.system, self.n_local)
@@ -90,15 +109,22 @@ class StreamWindow:
             self.layers = tuple(kv.last(self.n_local) for kv in self.layers)
 
 
-def replay(memory: VideoMemory, method: MethodConfig) -> tuple[SegmentInfo, ...]:
-    """The stored segments that make the window what it was, to the bit, when they are prefilled once more.
+def replay(
+    system: SystemKV, memory: VideoMemory, method: MethodConfig
+) -> tuple[StreamWindow, tuple[SegmentInfo, ...]]:
+    """A window, and the stored segments that make it what it was, to the bit, when they are prefilled into it.
 
     What a layer makes of a token depends on what the layer below made of the `n_local` tokens before it. So whatever
     the first of these segments sees, each layer is right again `n_local` tokens after the one below, and the window,
-    `n_local` tokens of the last, after as many times that as there are layers. Where there are fewer, all of them;
-    and none from before one that was lost.
+    `n_local` tokens of the last, after as many times that as there are layers. It sees a blank window as long as the
+    true one, since the bits of a sum depend on how many terms there are. Where there are fewer segments, all of them;
+    and none from before one that was lost, where the window is what `StreamWindow.rebuild` makes of those before it.
     """
     geometry, segments = memory.geometry, memory.segments
+
+    def num_tokens(segment: SegmentInfo) -> int:
+        return (segment.num_frames + method.compress.summary) * geometry.frame_tokens
+
     needed: float = geometry.num_layers * method.n_local if method.n_local else math.inf
     first = len(segments)
     while needed > 0 and first > 0:
@@ -106,8 +132,11 @@ def replay(memory: VideoMemory, method: MethodConfig) -> tuple[SegmentInfo, ...]
         if not follows:
             break
         first -= 1
-        needed -= (segments[first].num_frames + method.compress.summary) * geometry.frame_tokens
-    return segments[first:]
+        needed -= num_tokens(segments[first])
+    before = segments[:first]
+    if needed <= 0:
+        return StreamWindow.blank(system, method.n_local, sum(map(num_tokens, before))), segments[first:]
+    return StreamWindow.rebuild(system, Excerpt(memory, before), method), segments[first:]
 
 
 def tokens_of(memory: VideoMemory, layer: int, segment_nos: np.ndarray, slots: np.ndarray, *, like: KV) -> KV:

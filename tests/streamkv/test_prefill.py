@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference import whole_forward_kv
 from tiny import FRAME_TOKENS, segment_of
@@ -221,7 +221,10 @@ def test_rebuilt_window_counts_the_stream_not_what_was_kept(tiny_model: VideoLLM
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
+@example(
+    counts=[2, 3, 3], n_local=2 * N + 5, summary=True
+)  # what was kept of the first does not fill a window
 @given(
     counts=st.lists(st.integers(1, 4), min_size=1, max_size=9),
     n_local=st.sampled_from([0, 5, N, 2 * N, 2 * N + 5]),
@@ -235,10 +238,8 @@ def test_replayed_segments_make_a_window_what_it_was_to_the_bit(
     *segments, last = segments_of([*counts, 2])
     window, kvs = run(tiny_model, method, segments)
     memory = InMemoryVideo(tiny_model.geometry, kvs)
-    again = replay(memory, method)
-    before = len(segments) - len(again)
-    rebuilt = StreamWindow.rebuild(window.system, Excerpt(memory, memory.segments[:before]), method)
-    for segment in segments[before:]:
+    rebuilt, again = replay(window.system, memory, method)
+    for segment in segments[len(segments) - len(again) :]:
         prefill_segment(tiny_model, rebuilt, segment, method)
     assert rebuilt.num_tokens == window.num_tokens
     for ours, theirs in zip(rebuilt.layers, window.layers, strict=True):
@@ -253,7 +254,7 @@ def test_no_more_is_replayed_than_the_layers_look_back(tiny_model: VideoLLM) -> 
     method = method_of(6 * N, CompressConfig(keep_ratio=0.3))
     _, kvs = run(tiny_model, method, segments_of([2] * 12))
     memory = InMemoryVideo(tiny_model.geometry, kvs)
-    again = replay(memory, method)
+    _, again = replay(prefill_system(tiny_model), memory, method)
     assert [s.segment_no for s in again] == list(range(12 - 2 * tiny_model.num_layers, 12))
 
 
@@ -261,7 +262,13 @@ def test_nothing_is_replayed_from_before_what_was_lost(tiny_model: VideoLLM) -> 
     method = method_of(6 * N, CompressConfig(keep_ratio=0.3))
     _, kvs = run(tiny_model, method, segments_of([2] * 8))
     memory = InMemoryVideo(tiny_model.geometry, [kv for kv in kvs if kv.segment_no != 5])
-    assert [s.segment_no for s in replay(memory, method)] == [6, 7]
+    window, again = replay(prefill_system(tiny_model), memory, method)
+    assert [s.segment_no for s in again] == [6, 7]
+    rebuilt = StreamWindow.rebuild(window.system, Excerpt(memory, memory.segments[:5]), method)
+    assert window.num_tokens == rebuilt.num_tokens == 5 * 3 * N
+    assert all(
+        torch.equal(a.keys_TGd, b.keys_TGd) for a, b in zip(window.layers, rebuilt.layers, strict=True)
+    )
 
 
 def test_rebuilt_window_of_an_empty_stream_is_new(tiny_model: VideoLLM) -> None:
