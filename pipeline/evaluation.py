@@ -87,7 +87,8 @@ def make_variants(
 
 
 def _variant(name: str, settings: PipelineConfig, *, oracle: bool = False) -> Variant:
-    return Variant(name, settings.method, oracle=oracle, codec=settings.store.codec)
+    store = settings.store
+    return Variant(name, settings.method, oracle=oracle, codec=store.codec, ageing=tuple(store.ageing))
 
 
 def ablations(config: str, overrides: Sequence[str]) -> list[Variant]:

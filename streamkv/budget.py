@@ -73,7 +73,7 @@ def allocate(scores: Sequence[Tensor], total: int, bounds: Bounds, budget: Budge
     limits = [bounds.of(n) for n in lengths]
     feasible = min(max(total, sum(lo for lo, _ in limits)), sum(hi for _, hi in limits))
     targets = find_targets([scores[layer] for layer in filled], feasible, bounds, budget.zscore)
-    for layer, count in zip(filled, _round_within(targets, feasible, limits), strict=True):
+    for layer, count in zip(filled, round_within(targets, feasible, limits), strict=True):
         counts[layer] = count
     return counts
 
@@ -156,7 +156,7 @@ def _softmax(scores: Tensor, zscore: bool) -> np.ndarray:
     return np.asarray(mass / mass.sum())
 
 
-def _round_within(targets: Sequence[float], total: int, limits: Sequence[tuple[int, int]]) -> list[int]:
+def round_within(targets: Sequence[float], total: int, limits: Sequence[tuple[int, int]]) -> list[int]:
     """Integers within their limits, summing to total: targets moved by one common shift, then rounded.
 
     Rounding is by largest remainder, ties to the lower number; total must lie within the sums of the limits.

@@ -62,11 +62,14 @@ def age(
         ),
     ] = None,
     codec: Annotated[str, typer.Option(help="With --after: fp16, int8, int4 or int2.")] = "int8",
+    keep_ratio: Annotated[
+        float, typer.Option(help="With --after: blocks that are left, as a share of the frames.")
+    ] = 1.0,
     config: ConfigOption = "local",
     home: HomeOption = DEFAULT,
     as_json: JsonOption = False,
 ) -> None:
-    """Store old segments in fewer bytes, as store.ageing says or --after and --codec do.
+    """Store old segments in fewer bytes, as store.ageing says or --after, --codec and --keep-ratio do.
 
     Doing it again does what is left. A server does it every store.upkeep_s.
     """
@@ -75,7 +78,7 @@ def age(
 
     with friendly(as_json=as_json):
         settings = store_config(home, config, overrides or [])
-        policy = settings.ageing if after is None else [AgeingStep(after, codec)]
+        policy = settings.ageing if after is None else [AgeingStep(after, codec, keep_ratio)]
         if not policy:
             raise ConfigError("store.ageing: got nothing to do; set it, or give --after SECONDS and --codec")
         aged = _age(settings, stream, policy)

@@ -10,15 +10,25 @@ from streamkv.config.checks import check, need
 
 @dataclass(frozen=True)
 class AgeingStep:
-    """From which age on a segment is stored in which codec."""
+    """From which age on a segment is stored in which codec, and in how many blocks."""
 
     after_s: float = 0.0
     """Seconds since it was committed."""
     codec: str = "int8"
     """A name of `store.codec`. One that would not make the file smaller changes nothing."""
+    keep_ratio: float = 1.0
+    """Blocks that are left, as a share of the segment's frames in all layers, summaries counted: those that are most
+    like a neighbour go. Summaries stay, and a block a layer. 1: all that are stored."""
 
     def __post_init__(self) -> None:
-        check([need(self.after_s >= 0, "store.ageing.after_s", self.after_s, ">= 0")])
+        check(
+            [
+                need(self.after_s >= 0, "store.ageing.after_s", self.after_s, ">= 0"),
+                need(
+                    0 < self.keep_ratio <= 1, "store.ageing.keep_ratio", self.keep_ratio, "above 0, up to 1"
+                ),
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,8 @@ class StoreConfig:
     codec: str = "fp16"
     """How keys and values are stored: `raw`, `fp16`, `int8`, `int4`, `int2`; each file says which (docs/format.md)."""
     ageing: list[AgeingStep] = field(default_factory=list)
-    """What becomes of old segments, e.g. `[{after_s: 86400, codec: int8}]`; empty: nothing."""
+    """What becomes of old segments, as in `[{after_s: 86400, codec: int4}, {after_s: 2592000, keep_ratio: 0.1}]`; none:
+    nothing."""
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     upkeep_s: float = 600.0
     """Seconds between two rounds in which a server deletes and ages what is due; 0: it leaves that to

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from streamkv.config import MethodConfig
+from streamkv.config import AgeingStep, MethodConfig
 from streamkv.engine import Engine
 from streamkv.errors import StreamKVError
 from streamkv.evaluation.oracle import holding
@@ -45,6 +45,7 @@ class Variant:
     method: MethodConfig
     oracle: bool = False
     codec: str = "fp16"
+    ageing: tuple[AgeingStep, ...] = ()  # what has become of segments when a question comes
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,9 @@ def run_video(
                     kv = engine.prefill(window, segment)
                     places.append(write_segment(root, identity, STREAM, epoch, kv, variant.codec))
                     store.commit(places[-1])
+                if questions and variant.ageing:
+                    store.age(STREAM, variant.ageing)
+                    places = store.segments(STREAM, 0, len(places))
                 memory = reader.refresh() if questions else None
                 for question in questions:
                     shown: VideoMemory | None = memory

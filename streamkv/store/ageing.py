@@ -1,4 +1,5 @@
-"""Old segments in fewer bytes: each is written anew in another codec, then its row names the new file.
+"""Old segments in fewer bytes: each is written anew in another codec or with fewer blocks, then its row names the new
+file.
 
 1. The new file is written and fsynced under a temporary name.
 2. In one transaction it gets its final name and the segment's row names it.
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from streamkv.config import AgeingStep
 from streamkv.store import durable
@@ -22,6 +24,7 @@ from streamkv.store.reader import SegmentFiles
 from streamkv.store.records import ModelIdentity, SegmentPlace
 from streamkv.store.segment_file import torch_dtype
 from streamkv.store.segment_writer import rewritten
+from streamkv.store.thinning import num_left, rows_left
 
 OnSegment = Callable[[int, int], object]
 """Called with how many are done, and of how many."""
@@ -48,21 +51,23 @@ def age_stream(
 ) -> Aged:
     """Applies the policy to the stream's segments as of `now`, seconds since 1970.
 
-    A segment takes the step with the largest `after_s` that it has reached, if that makes it smaller: what a
-    codec has lost does not come back. UnknownStreamError when the stream is not there, ConfigError for an unknown
-    codec, CorruptSegmentError for a segment that cannot be read; those before it are aged then.
+    A segment takes the step with the largest `after_s` that it has reached, as far as that makes it smaller: what a
+    codec has lost, and blocks that are gone, do not come back. UnknownStreamError when the stream is not there,
+    ConfigError for an unknown codec, CorruptSegmentError for a segment that cannot be read; those before it are aged
+    then.
     """
     steps = sorted(policy, key=lambda step: step.after_s)
     for step in steps:
         make_codec(step.codec)
+    oldest = now - steps[0].after_s if steps else 0
     due = [
-        (place, codec)
-        for place, committed_at in catalog.committed_before(stream_id, now - steps[0].after_s if steps else 0)
-        if (codec := _codec_for(now - committed_at, steps)) and _is_smaller(identity, codec, place.codec)
+        (place, target)
+        for place, committed_at in catalog.committed_before(stream_id, oldest)
+        if (target := _target(identity, place, _step_for(now - committed_at, steps))) is not None
     ]
     before = after = count = 0
-    for i, (place, codec) in enumerate(due):
-        aged = _rewrite(root, catalog, files, place, codec)
+    for i, (place, target) in enumerate(due):
+        aged = _rewrite(root, catalog, files, place, target)
         if aged is not None:
             before, after, count = before + place.file_bytes, after + aged.file_bytes, count + 1
         if on_segment is not None:
@@ -70,9 +75,28 @@ def age_stream(
     return Aged(count, before, after)
 
 
-def _codec_for(age_s: float, steps: Sequence[AgeingStep]) -> str:
-    """Of the last step that this age has reached; empty when none."""
-    return next((step.codec for step in reversed(steps) if age_s >= step.after_s), "")
+class _Target(NamedTuple):
+    codec: str
+    num_blocks: int  # of all layers
+
+
+def _step_for(age_s: float, steps: Sequence[AgeingStep]) -> AgeingStep | None:
+    """The last step that this age has reached."""
+    return next((step for step in reversed(steps) if age_s >= step.after_s), None)
+
+
+def _target(identity: ModelIdentity, place: SegmentPlace, step: AgeingStep | None) -> _Target | None:
+    """What a segment is to become; None when it is that, or less."""
+    if step is None:
+        return None
+    has = _Target(place.codec, identity.num_blocks(place.kv_bytes))
+    wanted = _Target(
+        step.codec if _is_smaller(identity, step.codec, place.codec) else place.codec,
+        num_left(has.num_blocks, place.num_frames, identity.geometry.num_layers, step.keep_ratio)
+        if step.keep_ratio < 1
+        else has.num_blocks,
+    )
+    return wanted if wanted != has else None
 
 
 def _is_smaller(identity: ModelIdentity, codec: str, than: str) -> bool:
@@ -84,13 +108,14 @@ def _is_smaller(identity: ModelIdentity, codec: str, than: str) -> bool:
 
 
 def _rewrite(
-    root: Path, catalog: Catalog, files: SegmentFiles, place: SegmentPlace, codec: str
+    root: Path, catalog: Catalog, files: SegmentFiles, place: SegmentPlace, target: _Target
 ) -> SegmentPlace | None:
     """The segment's new place; None when its row has come to name another file meanwhile."""
     file = files.get(place)
     if not (root / place.path).exists():  # another process was here first, and `files` found what it made
         return None
-    with rewritten(root, file, codec) as (aged, publish):
+    rows = rows_left(file, target.num_blocks) if target.num_blocks < file.num_blocks else None
+    with rewritten(root, file, target.codec, rows) as (aged, publish):
         if not catalog.switch(place, aged, publish):
             return None
     files.forget(place.path)

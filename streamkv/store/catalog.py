@@ -46,6 +46,7 @@ class Progress:
     next_segment_no: int
     first_segment_no: int = 0  # larger than before: retention took some away
     stream_id: str = ""  # of the stream that has the name now
+    num_exchanged: int = 0  # more than before: segments have other files, which `exchanged` tells
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,9 @@ class Catalog:
             note_removed(session, *_key(old))
             row.uploaded_at = 0.0
             row.path, row.checksum, row.file_bytes = new.path, new.checksum, new.file_bytes
-            row.codec = new.codec
+            row.codec, row.kv_bytes = new.codec, new.kv_bytes
+            stream.num_exchanged += 1
+            row.exchange_no = stream.num_exchanged
             return True
 
     @contextmanager
@@ -311,6 +314,7 @@ class Catalog:
                 StreamRow.next_segment_no,
                 StreamRow.first_segment_no,
                 StreamRow.id,
+                StreamRow.num_exchanged,
             )
             row = session.execute(select(*columns).where(rows.named(name))).first()
             if row is None:
@@ -319,11 +323,19 @@ class Catalog:
 
     def segments_between(self, start: int, end: Progress) -> list[SegmentPlace]:
         """The stream's segments from `start` up to `end`, in order; none when it was removed meanwhile."""
+        return self._places(end, SegmentRow.segment_no >= start, SegmentRow.segment_no < end.next_segment_no)
+
+    def exchanged(self, since: Progress, end: Progress) -> list[SegmentPlace]:
+        """The stream's segments that have come to have another file since then, in order."""
+        return self._places(
+            end, SegmentRow.exchange_no > since.num_exchanged, SegmentRow.segment_no < since.next_segment_no
+        )
+
+    def _places(self, of: Progress, *which: ColumnElement[bool]) -> list[SegmentPlace]:
         query = (
             select(*PLACE)
             .join(StreamRow, StreamRow.id == SegmentRow.stream_id)
-            .where(SegmentRow.stream_id == end.stream_id, StreamRow.born_epoch == end.born_epoch)
-            .where(SegmentRow.segment_no >= start, SegmentRow.segment_no < end.next_segment_no)
+            .where(SegmentRow.stream_id == of.stream_id, StreamRow.born_epoch == of.born_epoch, *which)
             .order_by(SegmentRow.segment_no)
         )
         with self._reading() as session:

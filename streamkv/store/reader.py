@@ -131,6 +131,11 @@ class SegmentFiles:
             if now.path != place.path:
                 if now.epoch != place.epoch:
                     raise
+                if now.kv_bytes != place.kv_bytes:
+                    raise SegmentGoneError(
+                        f"segment {place.segment_no} of stream {place.stream_id!r} lost blocks to its age after this "
+                        "reader had begun; read the stream anew"
+                    ) from None
                 return self._found(now)
             # By what was seen, not by whether it is there now: another process may have fetched it since.
             if self._fetch is None or not isinstance(exc, MissingFileError):
@@ -182,7 +187,7 @@ class StreamSnapshot(VideoMemory):
     """A stream at one moment: never changes, and may be shared by threads.
 
     Files are mapped when they are first needed. SegmentGoneError when one was deleted before that, by retention or
-    with its stream; a fresh snapshot does without it.
+    with its stream, or has fewer blocks now; a fresh snapshot is made of what there is.
     """
 
     stream_id: str
@@ -349,6 +354,8 @@ class StreamReader:
                 before = self._snapshot if again else self._empty
                 start = self._progress.next_segment_no if again else 0
                 places = self._catalog.segments_between(start, progress)
+                if again and progress.num_exchanged > self._progress.num_exchanged:
+                    before = self._exchanged(before, self._catalog.exchanged(self._progress, progress))
                 trimmed = self._trimmed(before, progress.first_segment_no)
                 self._snapshot, self._progress = self._grown(trimmed, places), progress
                 self._compact_in_background()
@@ -372,6 +379,12 @@ class StreamReader:
             left,
             before._index.without_before(first_segment_no),
         )
+
+    def _exchanged(self, before: StreamSnapshot, places: list[SegmentPlace]) -> StreamSnapshot:
+        """With the files that segments have now. What they are found by is the same."""
+        now = {place.segment_no: place for place in places if place.segment_no in before._places}
+        self._files.forget_near(before._places[no].path for no in now)
+        return replace(before, _places=before._places | now)
 
     def _compact_in_background(self) -> None:
         """Starts to build faster indexes of large shards, one thread at a time; questions go on meanwhile."""

@@ -48,6 +48,10 @@ class ModelIdentity:
         """Bytes of one block's keys, which are also those of its values."""
         return self.geometry.block_bytes(self.value_bytes) // 2
 
+    def num_blocks(self, kv_bytes: int) -> int:
+        """Of all layers, whose keys and values have so many bytes before a codec."""
+        return kv_bytes // (2 * self.block_bytes)
+
     @property
     def value_bytes(self) -> int:
         return 4 if self.dtype == "float32" else 2

@@ -86,6 +86,11 @@ class SegmentFile:
     def num_bytes(self) -> int:
         return cast(int, self._map.size)
 
+    @property
+    def num_blocks(self) -> int:
+        """Of all layers."""
+        return sum(layer.num_blocks for layer in self.header.layers)
+
     def summary_vectors(self) -> np.ndarray:
         """(L, G * d) float32: what FAISS indexes."""
         data = self._read(base64.b64decode, self._encoded_vectors)
@@ -164,7 +169,7 @@ class SegmentFile:
             num_frames=header.num_frames,
             num_source_frames=header.num_source_frames,
             resume_s=header.resume_s,
-            kv_bytes=2 * header.identity.block_bytes * sum(layer.num_blocks for layer in header.layers),
+            kv_bytes=2 * header.identity.block_bytes * self.num_blocks,
             file_bytes=self.num_bytes,
             checksum=checksum,
             codec=header.codec,

@@ -9,6 +9,7 @@ import base64
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +25,7 @@ from streamkv.store.header import LayerHeader, SegmentHeader
 from streamkv.store.layout import stream_folder, temp_name
 from streamkv.store.records import ModelIdentity, SegmentPlace
 from streamkv.store.segment_file import SUMMARY_VECTORS, SegmentFile, schema_of, torch_dtype
-from streamkv.types import LayerBlocks, SegmentKV
+from streamkv.types import LayerBlocks, SegmentKV, take_blocks
 
 
 def write_segment(
@@ -55,13 +56,19 @@ def write_segment(
 
 
 @contextmanager
-def rewritten(root: Path, file: SegmentFile, codec: str) -> Iterator[tuple[SegmentPlace, Callable[[], None]]]:
+def rewritten(
+    root: Path, file: SegmentFile, codec: str, rows: Sequence[Sequence[int]] | None = None
+) -> Iterator[tuple[SegmentPlace, Callable[[], None]]]:
     """The same segment in another codec, in a temporary file: its place, and a call that gives it that name.
 
-    What is searched by, summary vectors and mean keys, stays to the bit. Without the call nothing is left behind.
+    `rows`: the only blocks that it has then, by layer; None: all. What is searched by, summary vectors and mean keys,
+    stays to the bit. Without the call nothing is left behind.
     """
     header, kv = file.header, file.segment_kv()
     mean_keys = [file.mean_keys(layer) for layer in range(len(kv.layers))]
+    if rows is not None:
+        kv = replace(kv, layers=tuple(map(take_blocks, kv.layers, rows)))
+        mean_keys = [keys[list(some)] for keys, some in zip(mean_keys, rows, strict=True)]
     temp = stream_folder(root, header.stream_id) / temp_name(header.segment_no, header.epoch)
     with durable.removed_on_error(temp):
         place = _write_temp(temp, header.identity, header.stream_id, header.epoch, kv, mean_keys, codec)

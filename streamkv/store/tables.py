@@ -48,6 +48,7 @@ class StreamRow(Base):
     first_segment_no: Mapped[int] = mapped_column(default=0, server_default="0")
     next_segment_no: Mapped[int] = mapped_column(default=0)
     resume_s: Mapped[float] = mapped_column(default=0.0)
+    num_exchanged: Mapped[int] = mapped_column(default=0, server_default="0")  # files, ever
 
 
 class SegmentRow(Base):
@@ -60,6 +61,13 @@ class SegmentRow(Base):
             "committed_at",
             sqlite_where=text("uploaded_at = 0"),
             postgresql_where=text("uploaded_at = 0"),
+        ),
+        Index(  # and what has another file than a reader knows of
+            "segments_exchanged",
+            "stream_id",
+            "exchange_no",
+            sqlite_where=text("exchange_no > 0"),
+            postgresql_where=text("exchange_no > 0"),
         ),
     )
 
@@ -80,6 +88,9 @@ class SegmentRow(Base):
     uploaded_at: Mapped[float] = mapped_column(
         default=0.0, server_default="0"
     )  # the same; 0: it is not there
+    exchange_no: Mapped[int] = mapped_column(
+        default=0, server_default="0"
+    )  # which of the stream's exchanges gave it its file; 0: it has its first
 
 
 class GapRow(Base):

@@ -41,6 +41,9 @@ def test_age_says_what_it_did_to_each_stream(store: SegmentStore) -> None:
     assert done["cam"]["bytes_after"] < done["cam"]["bytes_before"]
     assert {p.codec for p in store.segments("cam", 0, 9)} == {"int8"}
     assert "cam: 0 segments\ngate: 0 segments" in run(store, "age", "--after", "0").stdout
+    kv_bytes = store.stream("cam").kv_bytes
+    assert "cam: 3 segments" in run(store, "age", "--after", "0", "--keep-ratio", "0.25").stdout
+    assert store.stream("cam").kv_bytes == kv_bytes / 2  # 3 of 6 blocks each
 
 
 def test_age_takes_the_policy_from_the_settings(store: SegmentStore) -> None:

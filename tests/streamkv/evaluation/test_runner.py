@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import random_segment_kv
 
-from streamkv.config import load_config
+from streamkv.config import AgeingStep, load_config
 from streamkv.errors import SourceError
 from streamkv.evaluation.oracle import holding
 from streamkv.evaluation.report import read_answers, write_answers
@@ -137,3 +137,13 @@ def test_every_seed_gives_other_worlds_and_the_same_ones_again(tmp_path: Path) -
     ids = [video.id for seed in (1, 2) for video in videos(seed)]
     assert len(set(ids)) == 4
     assert len({q.id for seed in (1, 2) for v in videos(seed) for q in v.questions}) == 32
+
+
+def test_a_variant_is_asked_of_segments_as_old_as_it_says(tiny_model: VideoLLM) -> None:
+    """Bytes are those of the aged files."""
+    question, variant = asked("q", float("inf")), variant_of("rekv")
+    few = replace(variant, ageing=(AgeingStep(0, "int4", keep_ratio=0.25),))
+    (whole,), (left,) = run(tiny_model, variant, question), run(tiny_model, few, question)
+    assert (left.error, left.segments) == ("", whole.segments)
+    assert left.stored_bytes < whole.stored_bytes
+    assert left.kv_bytes < whole.kv_bytes / 2

@@ -167,7 +167,7 @@ def test_stop_at_any_step_of_ageing_leaves_every_segment_whole(
     tmp_path: Path, catalog_url: str, monkeypatch: pytest.MonkeyPatch, stop_at: str, power_cut: bool
 ) -> None:
     """Segment 0 is stopped at; done again, it and segment 1 are aged and nothing else is left."""
-    root, policy = tmp_path / "root", [AgeingStep(0, "int8")]
+    root, policy = tmp_path / "root", [AgeingStep(0, "int8", keep_ratio=0.25)]  # of 6 blocks 3
     with SegmentStore.open(root, catalog_url=catalog_url, identity=IDENTITY) as store:
         store.add_stream("cam", "file:x")
         filled(store, 2)
@@ -182,6 +182,9 @@ def test_stop_at_any_step_of_ageing_leaves_every_segment_whole(
     with SegmentStore.open(root, catalog_url=catalog_url, identity=IDENTITY) as store:
         assert [p.codec for p in store.segments("cam", 0, 9)] == ["int8" if is_aged else "raw", "raw"]
         assert {problem.kind for problem in store.verify()} <= {"extra"}
+        blocks = [IDENTITY.num_blocks(p.kv_bytes) for p in store.segments("cam", 0, 9)]
+        assert blocks == [store.reader("cam").snapshot._file(no).num_blocks for no in range(2)]
+        assert blocks == [3 if is_aged else 6, 6]
         if not is_aged:
             check_segments(store.reader("cam").snapshot, 2)
         store.begin_writing("cam")
