@@ -60,6 +60,7 @@ class CountingEngine:
         return [s.segment_no for s in memory.segments] if memory is not None else []
 
     def replay(self, memory: VideoMemory) -> tuple[list[int], tuple[SegmentInfo, ...]]:
+        self.opened += 1
         before, again = memory.segments[:-REPLAYED], memory.segments[-REPLAYED:]
         return [s.segment_no for s in before], again
 
