@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.logging import disable_progress_bar
-
 from actors.failures import WorkerLostError
 from streamkv.config import ModelConfig, PipelineConfig
 from streamkv.engine import Engine
@@ -235,6 +233,8 @@ def _count_try(file: str) -> None:
 
 def load_quietly(config: ModelConfig) -> VideoLLM:
     """The model, without a bar of its own: every worker's would be shown."""
+    from transformers.utils.logging import disable_progress_bar  # seconds, for who only starts workers
+
     disable_progress_bar()
     return load_model(config)
 

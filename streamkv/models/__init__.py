@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from huggingface_hub import snapshot_download
@@ -13,14 +13,15 @@ from safetensors import SafetensorError
 from streamkv.config import ModelConfig
 from streamkv.errors import ModelError
 from streamkv.models.base import QuestionPrompt, VideoLLM
-from streamkv.models.llava_onevision import LlavaOnevision
 
 __all__ = ["ADAPTERS", "QuestionPrompt", "VideoLLM", "find_folder", "load_model"]
 
 TOWNSQUARE = Path(__file__).resolve().parent.parent / "townsquare" / "checkpoint"
 
-ADAPTERS: dict[str, Callable[..., VideoLLM]] = {"llava_onevision": LlavaOnevision}
-"""`model_type` to adapter(folder, *, device, dtype). To add a family: its module and a row here."""
+ADAPTERS = {"llava_onevision": "streamkv.models.llava_onevision:LlavaOnevision"}
+"""`model_type` to adapter(folder, *, device, dtype). To add a family: its module and a row here.
+
+By name: what a family's modules import takes seconds, which processes without a model need not spend."""
 
 
 def load_model(config: ModelConfig) -> VideoLLM:
@@ -28,16 +29,18 @@ def load_model(config: ModelConfig) -> VideoLLM:
     if config.threads:
         torch.set_num_threads(config.threads)
     folder = find_folder(config.path)
-    adapter = ADAPTERS.get(model_type := _model_type(folder))
-    if adapter is None:
+    model_type = _model_type(folder)
+    if model_type not in ADAPTERS:
         raise ModelError(
             f"{folder}: model_type {model_type!r} has no adapter; known: {', '.join(sorted(ADAPTERS))}"
         )
     device = _device(config.device)
+    adapter = resolve_name(ADAPTERS[model_type])
     try:
-        return adapter(folder, device=device, dtype=_dtype(config.dtype, device))
+        model: VideoLLM = adapter(folder, device=device, dtype=_dtype(config.dtype, device))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as exc:
         raise ModelError(f"{folder}: the checkpoint cannot be loaded: {exc}") from exc
+    return model
 
 
 def find_folder(path: str) -> Path:

@@ -1,4 +1,4 @@
-"""Pools that grow, shrink and lose an actor while real video is ingested: the files are those of streams left alone."""
+"""Pools that grow, shrink and lose actors while real video is ingested: by whom they are asked, and by a stream."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from clips import steady, write_clip
+from damage import still
 from live import LiveServer, spans, wait_for_end, wait_until
 from segment_contents import segment_contents
 
@@ -21,17 +22,19 @@ from streamkv.store import ModelIdentity, SegmentStore
 
 pytestmark = pytest.mark.ray
 
-SECONDS = 150
+SECONDS, FEW_SECONDS = 150, 100
 ROOT = Path(__file__).parent.parent.parent
-PACED = """
-import time
+TRYING = """
+import os, signal, time, torch
 from streamkv.segmentation import SIMILARITIES, cosine
 
-def paced(a_ND, b_ND):
+def trying(a_ND, b_ND):
+    if torch.allclose(a_ND, b_ND, atol=1e-4):  # as no two pictures of a noisy camera are
+        os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.06)
     return cosine(a_ND, b_ND)
 
-SIMILARITIES["paced"] = paced
+SIMILARITIES["trying"] = trying
 """
 SETTINGS = (
     "source.sample_fps=1",
@@ -43,18 +46,27 @@ SETTINGS = (
 NAMES = ("a", "b", "c")
 
 
-@pytest.fixture
-def server(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveServer]:
-    """A frame takes it a while, so that actors can come and go before the film is over."""
-    (tmp_path / "paced.py").write_text(PACED)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (tmp_path, ROOT))))
-    pace = ("plugins=[paced]", "method.segment.similarity=paced")
-    live = LiveServer(tmp_path / "home", tiny_checkpoint, *SETTINGS, *pace)
-    try:
-        live.up()
-        yield live
-    finally:
-        live.discard()
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[LiveServer]:
+    """A frame takes it a while, so that actors can come and go before a film is over. Two pictures that are alike kill
+    the process, as a file does on which the C decoder crashes."""
+    folder = tmp_path_factory.mktemp("trying")
+    (folder / "trying.py").write_text(TRYING)
+    live = LiveServer(
+        folder / "home",
+        tiny_checkpoint,
+        *SETTINGS,
+        "source.queue_frames=4",
+        "plugins=[trying]",
+        "method.segment.similarity=trying",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (folder, ROOT))))
+        try:
+            live.up()
+            yield live
+        finally:
+            live.discard()
 
 
 def left_alone(folder: Path, tiny_checkpoint: Path, film: Path) -> SegmentStore:
@@ -95,7 +107,7 @@ def test_streams_that_are_moved_to_and_fro_and_cut_off_have_the_files_of_one_tha
             "encode": (2, True),
             "prefill": (2, True),
         }
-        wait_until(lambda: client.stats()["handovers"] >= 1)
+        wait_until(lambda: client.stats().get("handovers", 0) >= 1)
         assert actors() == (2, 2)
         assert {stream["state"] for stream in client.streams()} == {"ingesting"}, (
             "the film is too short for this"
@@ -113,4 +125,30 @@ def test_streams_that_are_moved_to_and_fro_and_cut_off_have_the_files_of_one_tha
         for name in NAMES:
             assert spans(store, name) == spans(alone, "a")
             assert segment_contents(store, name) == expected
+        assert [p for p in store.verify() if p.kind != "extra"] == []
+
+
+def test_a_stream_that_kills_its_decoder_is_set_aside_and_costs_the_others_nothing(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    poison = tmp_path / "poison.mkv"
+    poison.write_bytes(still(40, 1.0))
+    names = ("d", "e", "f")
+    with server.client() as client:
+        for name in names:
+            client.add_stream(name, str(write_clip(tmp_path / f"{name}.mp4", steady(FEW_SECONDS, 4))))
+        client.add_stream("poison", str(poison))
+        ended = wait_for_end(client, "poison", *names)
+    assert {name: ended[name]["state"] for name in ("poison", *names)} == {
+        **dict.fromkeys(names, "done"),
+        "poison": "failed",
+    }
+    assert "set aside" in ended["poison"]["detail"]
+    assert "its decoder was restarted" in ended["poison"]["detail"]
+    log = server.home.log.read_text()
+    assert any(f"stream {name}: its session is lost" in log for name in names), "they had the same decoder"
+    with server.store() as store:
+        for name in names:
+            assert spans(store, name) == [(float(k), k + 4.0) for k in range(0, FEW_SECONDS, 4)]
+            assert store.stream(name).num_source_frames == FEW_SECONDS
         assert [p for p in store.verify() if p.kind != "extra"] == []

@@ -266,7 +266,7 @@ def test_what_failed_is_tried_again_and_nothing_else_in_a_csv_log(
     assert [bool(row["error"]) for row in before] == [False, True, True, True]
     assert "SourceError" in before[1]["error"]
     assert [row["camera"] for row in before] == ["north", "south", "", "north"]
-    (folder / "late.mp4").write_bytes(worlds["long"].video.read_bytes())
+    (folder / "late.mp4").write_bytes(worlds["short"].video.read_bytes())
     second, after = batch.run(), batch.rows()
     assert (first["answered"], second["answered"], second["from_before"]) == (1, 2, 1)
     assert after[0] == before[0]

@@ -171,7 +171,7 @@ def test_no_sequence_loses_a_committed_segment_unnamed(s3: S3Server) -> None:
     run_state_machine_as_test(
         Sequence,
         settings=settings(
-            max_examples=40,
+            max_examples=20,
             stateful_step_count=20,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
