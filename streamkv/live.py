@@ -34,7 +34,7 @@ from streamkv.uris import redact_uri
 from streamkv.video import VideoInfo
 
 Clock = Literal["sender", "arrival"]
-"""Whose wall clock dates a frame: the source's own (RTP sender reports), or ours when the picture arrived."""
+"""Whose wall clock dates a frame: the source's own (RTP reports, an HLS playlist's dates), or ours when it arrived."""
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtmpt", "rtmpts", "rtp", "srt", "tcp", "udp", "v4l2")
 """Of URIs that are live whatever they say. `http` and `https` are when nothing says how long they last."""
@@ -146,7 +146,6 @@ class Connection:
             self._container = av.open(place, timeout=timeout_s, **arguments)
         except (av.error.FFmpegError, OSError, ValueError) as exc:
             raise AwayError(strerror(exc)) from None
-        self._alive = time.monotonic()  # of the last picture
         self._is_playlist = self._container.format.name == "hls"
         try:
             if not is_first and self._is_playlist and self._container.duration:
@@ -165,6 +164,11 @@ class Connection:
             wants=self._look_at,
             max_read_errors=1,
         )
+        if self._is_playlist:
+            from streamkv.hls import date_of_zero
+
+            self._sender = date_of_zero(uri, timeout_s=timeout_s)
+        self._alive = time.monotonic()  # of the last picture
 
     def __enter__(self) -> Connection:
         return self

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 
@@ -142,9 +143,13 @@ def test_hls_shows_the_right_scenes_and_goes_on_after_its_server_was_killed(
     town: Town, tmp_path: Path
 ) -> None:
     port, playlist = free_port(), tmp_path / "cam.m3u8"
-    maker = paced_sender(town.quick, str(playlist), "hls", "hls_time=1", "hls_list_size=4")
+    dated = "hls_flags=program_date_time"
+    maker = paced_sender(town.quick, str(playlist), "hls", "hls_time=1", "hls_list_size=4", dated)
     with process(maker):
         wait_until(playlist.exists)
+        first_date = re.search(r"#EXT-X-PROGRAM-DATE-TIME:(.*)", playlist.read_text())
+        assert first_date is not None
+        begun = datetime.fromisoformat(first_date[1]).timestamp()
         uri = f"http://127.0.0.1:{port}/cam.m3u8"
         with process(http_server(port, tmp_path), is_ready=lambda: answers(port)) as server:
             info = probe_source(uri, timeout_s=10)
@@ -165,6 +170,11 @@ def test_hls_shows_the_right_scenes_and_goes_on_after_its_server_was_killed(
     assert len(watch.gaps) == 1
     first, second = (town.time_of(run[-1].rgb) for run in watch.runs())
     assert second > first, "nothing is shown twice"
+    assert {frame.clock for frame in watch.frames} == {"sender"}
+    for run in (
+        watch.runs()
+    ):  # dated by when the maker made them, not by when they came, which is some segments later
+        assert abs(median(f.wall_s - begun - town.time_of(f.rgb) for f in run)) < 0.4
 
 
 def test_a_playlist_that_comes_to_its_end_ends_the_stream(tmp_path: Path) -> None:
