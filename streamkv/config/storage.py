@@ -99,6 +99,9 @@ class StoreConfig:
     local_bytes: int = 0
     """Bytes of segment files on the local disk. Above it those that are in `remote` leave it, the least recently used
     first; 0: none leaves."""
+    remote_codec: str = ""
+    """In what codec segments leave the local disk, a name of `codec`; empty: in what they have. If that has fewer bytes
+    they are uploaded once more before they go."""
     offload_s: float = 10.0
     """Seconds between two rounds in which a server uploads what waits, longer while that fails; 0: it leaves that to
     `streamkv store offload`."""
@@ -114,6 +117,12 @@ class StoreConfig:
                     "store.local_bytes",
                     self.local_bytes,
                     "0 without store.remote: files would have nowhere to go",
+                ),
+                need(
+                    not self.remote_codec or bool(self.local_bytes),
+                    "store.remote_codec",
+                    self.remote_codec,
+                    "nothing without store.local_bytes: no file leaves then",
                 ),
             ]
         )

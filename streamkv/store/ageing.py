@@ -11,15 +11,18 @@ A stop before 2 leaves a temporary file, or one that no row names; a stop before
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from streamkv.config import AgeingStep
+from streamkv.errors import CorruptSegmentError
 from streamkv.store import durable
 from streamkv.store.catalog import Catalog
-from streamkv.store.codecs import make_codec
+from streamkv.store.codecs import CODECS, make_codec
+from streamkv.store.layout import segment_of
 from streamkv.store.reader import SegmentFiles
 from streamkv.store.records import ModelIdentity, SegmentPlace
 from streamkv.store.segment_file import torch_dtype
@@ -73,6 +76,33 @@ def age_stream(
         if on_segment is not None:
             on_segment(i + 1, len(due))
     return Aged(count, before, after)
+
+
+def recode(
+    root: Path,
+    catalog: Catalog,
+    files: SegmentFiles,
+    identity: ModelIdentity,
+    paths: Iterable[str],
+    codec: str,
+) -> Iterator[tuple[SegmentPlace, SegmentPlace]]:
+    """Writes segments anew in the codec that they are to have where they go next; each as it was and as it is.
+
+    Passed over are those that are that small already, on hold, deleted, or damaged.
+    """
+    for path in paths:
+        place = catalog.segment(*segment_of(path))
+        if place is None or place.path != path or not _is_smaller(identity, codec, place.codec):
+            continue
+        with suppress(CorruptSegmentError):  # `verify` names it
+            target = _Target(codec, identity.num_blocks(place.kv_bytes))
+            if (now := _rewrite(root, catalog, files, place, target)) is not None:
+                yield place, now
+
+
+def as_small(identity: ModelIdentity, codec: str) -> frozenset[str]:
+    """Codecs of no more bytes than that one."""
+    return frozenset(name for name in CODECS if not _is_smaller(identity, codec, name))
 
 
 class _Target(NamedTuple):

@@ -187,9 +187,9 @@ def _few_at_a_time(rows: Tensor, blocks_bNGd: Tensor) -> Iterator[tuple[Tensor, 
         yield from zip(torch.split(rows, few), torch.split(blocks_bNGd, few), strict=True)
 
 
-def make_codec(name: str) -> Codec:
+def make_codec(name: str, setting: str = "store.codec") -> Codec:
     if name not in CODECS:
-        raise ConfigError(f"store.codec: unknown {name!r}; known: {', '.join(CODECS)}")
+        raise ConfigError(f"{setting}: unknown {name!r}; known: {', '.join(CODECS)}")
     return CODECS[name]
 
 

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,8 @@ SCAN_S = 60.0
 
 ABANDONED_S = 3600.0
 """After which a file that is still on its way from the object store is what a crash left."""
+
+Which = Callable[[Iterable[str]], set[str]]
 
 _AT_ONCE = 256
 _NEWS = 10_000
@@ -35,10 +37,12 @@ class _Local(NamedTuple):
 class LocalDisk:
     """Segment files under a root, within a budget. Threads and processes may share it."""
 
-    def __init__(self, root: Path, budget: int, may_leave: Callable[[Iterable[str]], set[str]]) -> None:
-        """`budget` in bytes, 0 for none; `may_leave` says which of some files are elsewhere, too."""
+    def __init__(self, root: Path, budget: int, elsewhere: Which, may_leave: Which) -> None:
+        """`budget` in bytes, 0 for none. `elsewhere` says which of some files are not only here, `may_leave` which of
+        those are elsewhere as they are to be."""
         self._root = root
         self._budget = budget
+        self._elsewhere = elsewhere
         self._may_leave = may_leave
         self._lock = threading.Lock()
         # What came, by path and bytes; 0: what went. What does not fit, the next scan finds.
@@ -67,30 +71,53 @@ class LocalDisk:
         Files that are nowhere else stay, and the budget is exceeded then.
         """
         if self._budget:
-            self._reduce_to(self._budget - num_bytes)
+            self._reduce_to(self._budget - num_bytes, self._may_leave)
 
     def free(self, num_bytes: int) -> None:
-        """Has files of so many bytes leave, whatever the budget."""
+        """Has files of so many bytes leave, whatever the budget, and as whatever they are elsewhere."""
         with self._lock:
             self._scan()
             wanted = self._bytes - num_bytes
-        self._reduce_to(wanted)
+        self._reduce_to(wanted, self._elsewhere)
+
+    def unready(self) -> list[str]:
+        """Files that the budget would have leave, the least recently used first, if only they might."""
+        found: list[str] = []
+        with self._lock:
+            self._refresh()
+            left = self._bytes - self._budget if self._budget else 0
+            for some in self._in_turn():
+                elsewhere, ready = self._elsewhere(some), self._may_leave(some)
+                for path in some:
+                    if left <= 0:
+                        return found
+                    if path in elsewhere:
+                        left -= self._files[path].num_bytes
+                        found += [path] if path not in ready else []
+        return found
 
     # ---- inside
 
-    def _reduce_to(self, wanted: int) -> None:
-        with self._lock:
-            if time.monotonic() - self._scanned_at >= SCAN_S:
-                self._scan()
-            self._take_news()
-            self._let_leave(wanted)
-            self._let_leave(wanted)  # again: those that had been used since they were listed
+    def _refresh(self) -> None:
+        if time.monotonic() - self._scanned_at >= SCAN_S:
+            self._scan()
+        self._take_news()
 
-    def _let_leave(self, wanted: int) -> None:
-        known = [path for path in self._files if layout.is_segment(path)] if self._bytes > wanted else []
+    def _in_turn(self) -> Iterator[list[str]]:
+        """Segment files, the least recently used first, some at once."""
+        known = [path for path in self._files if layout.is_segment(path)]
         for i in range(0, len(known), _AT_ONCE):
-            some = known[i : i + _AT_ONCE]
-            leaving = self._may_leave(some)
+            yield known[i : i + _AT_ONCE]
+
+    def _reduce_to(self, wanted: int, which: Which) -> None:
+        with self._lock:
+            self._refresh()
+            self._let_leave(wanted, which)
+            self._let_leave(wanted, which)  # again: those that had been used since they were listed
+
+    def _let_leave(self, wanted: int, which: Which) -> None:
+        for some in self._in_turn() if self._bytes > wanted else ():
+            leaving = which(some)
             for path in some:
                 if self._bytes <= wanted:
                     return

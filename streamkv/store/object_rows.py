@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any
@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from streamkv.store.layout import segment_of
 from streamkv.store.records import SegmentPlace, Uploads
-from streamkv.store.tables import RemovedObjectRow, SegmentRow
+from streamkv.store.tables import RemovedObjectRow, SegmentRow, StreamRow
 
 PLACE = tuple(getattr(SegmentRow, f.name) for f in fields(SegmentPlace))
 """A segment's row as a `SegmentPlace`."""
@@ -65,8 +65,11 @@ class ObjectRows:
             if row is not None and row.path == place.path:
                 row.uploaded_at = 0.0
 
-    def uploaded(self, paths: Iterable[str]) -> set[str]:
-        """Those of some segment files whose bytes are in the object store, and that rows name."""
+    def uploaded(self, paths: Iterable[str], codecs: Collection[str] = ()) -> set[str]:
+        """Those of some segment files whose bytes are in the object store, and that rows name.
+
+        `codecs`: only those of one of these, or on hold, which stay as they are.
+        """
         numbers = defaultdict(list)
         for path in paths:
             stream_id, segment_no = segment_of(path)
@@ -76,6 +79,9 @@ class ObjectRows:
             for stream_id, nos in numbers.items():
                 of_stream = (SegmentRow.stream_id == stream_id, SegmentRow.segment_no.in_(nos))
                 query = select(SegmentRow.path).where(*of_stream, SegmentRow.uploaded_at > 0)
+                if codecs:
+                    is_held = select(StreamRow.legal_hold != "").where(StreamRow.id == stream_id)
+                    query = query.where(SegmentRow.codec.in_(codecs) | is_held.scalar_subquery())
                 found.update(session.scalars(query))
         return found
 

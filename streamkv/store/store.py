@@ -19,8 +19,9 @@ from typing import Any, get_args
 from streamkv.config import AgeingStep, RetentionConfig, StoreConfig
 from streamkv.errors import CorruptSegmentError, StoreError, StoreFullError
 from streamkv.store import layout
-from streamkv.store.ageing import Aged, OnSegment, age_stream
+from streamkv.store.ageing import Aged, OnSegment, age_stream, as_small, recode
 from streamkv.store.catalog import Catalog
+from streamkv.store.codecs import make_codec
 from streamkv.store.deletion import Deletion
 from streamkv.store.generations import Removed
 from streamkv.store.mending import Mending
@@ -66,16 +67,21 @@ class SegmentStore:
         retention: RetentionConfig | None = None,
         objects: ObjectStore | None = None,
         local_bytes: int = 0,
+        remote_codec: str = "",
     ) -> SegmentStore:
         """Opens a store, or makes one when there is none and `identity` is given.
 
         With `identity`, ForeignStoreError unless the store was written for it; without, any store opens.
         What a deletion that was cut short left behind is taken away, unless `read_only`. `retention` has limits that
         commits keep to; `retain` applies the rest of it. With `objects` files may be there instead of on the local
-        disk, which has at most `local_bytes` of those; see `offload`.
+        disk, which has at most `local_bytes` of those, and which none leaves in a larger codec than `remote_codec`; see
+        `offload`.
         """
         root = Path(root)
+        if remote_codec:
+            make_codec(remote_codec, "store.remote_codec")
         catalog, stored = open_catalog(root, catalog_url, identity, read_only=read_only)
+        leave_as = as_small(stored, remote_codec) if remote_codec else ()
         store = cls(
             root,
             catalog,
@@ -83,7 +89,8 @@ class SegmentStore:
             read_only=read_only,
             max_open_files=max_open_files,
             retention=retention or RetentionConfig(),
-            tiers=Tiers(root, catalog, objects, local_bytes) if objects is not None else None,
+            tiers=Tiers(root, catalog, objects, local_bytes, leave_as) if objects is not None else None,
+            remote_codec=remote_codec,
         )
         if not read_only:
             store._deletion.finish()
@@ -102,6 +109,7 @@ class SegmentStore:
             retention=config.retention,
             objects=ObjectStore(config.remote, config.s3) if config.remote else None,
             local_bytes=config.local_bytes,
+            remote_codec=config.remote_codec,
         )
 
     def __init__(
@@ -114,6 +122,7 @@ class SegmentStore:
         max_open_files: int,
         retention: RetentionConfig,
         tiers: Tiers | None,
+        remote_codec: str,
     ) -> None:
         """Use `open`."""
         self.root = root
@@ -122,6 +131,7 @@ class SegmentStore:
         self.retention = retention
         self._catalog = catalog
         self._tiers = tiers
+        self._remote_codec = remote_codec
         fetch = None if tiers is None else tiers.fetch
         self._files = SegmentFiles(root, identity, max_open_files, catalog.segment, fetch)
         self._vectors = SummaryVectors(root, identity, read_only=read_only)
@@ -349,7 +359,15 @@ class SegmentStore:
         StoreError without an object store, ObjectStoreError when that fails; commits never wait for it.
         """
         self._check_writable()
-        return self._remote().offload(on_segment)
+        tiers = self._remote()
+        if self._remote_codec:
+            leaving = tiers.disk.unready()
+            for was, now in recode(
+                self.root, self._catalog, self._files, self.identity, leaving, self._remote_codec
+            ):
+                tiers.disk.dropped(was.path)
+                tiers.disk.added(now.path, now.file_bytes)
+        return tiers.offload(on_segment)
 
     def tiers(self) -> TierState:
         """What lies where, and what waits. StoreError without an object store."""

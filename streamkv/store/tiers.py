@@ -2,7 +2,8 @@
 many bytes, and come back when they are read.
 
 1. A committed file is read and checked, uploaded, and read back; only then the catalog says that it is uploaded.
-2. Above `store.local_bytes` the least recently used of the uploaded files leave the disk.
+2. Above `store.local_bytes` the least recently used of the uploaded files leave the disk; with `store.remote_codec` they
+   are written anew in that first, and uploaded so.
 3. A reader that misses a file fetches it under a temporary name, checks every byte, and gives it its name.
 4. The object of a segment that is deleted, or aged, is noted in the transaction that does so, and goes afterwards.
 
@@ -16,9 +17,10 @@ import json
 import threading
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -79,13 +81,22 @@ class TierState:
 class Tiers:
     """Of one store. Threads and processes may share them."""
 
-    def __init__(self, root: Path, catalog: Catalog, objects: ObjectStore, local_bytes: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        catalog: Catalog,
+        objects: ObjectStore,
+        local_bytes: int,
+        leave_as: Collection[str] = (),
+    ) -> None:
+        """`leave_as`: codecs of which a file has to be to leave the disk; empty: of any."""
         self.objects = objects
         self._root = root
         self._catalog = catalog
         self._budget = local_bytes
         self._claimed = False
-        self.disk = LocalDisk(root, local_bytes, catalog.objects.uploaded)
+        uploaded = catalog.objects.uploaded
+        self.disk = LocalDisk(root, local_bytes, uploaded, partial(uploaded, codecs=leave_as))
         self._fetching: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.Lock()
 

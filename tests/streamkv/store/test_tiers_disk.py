@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 import torch
 from store_samples import (
+    IDENTITY,
     assert_same_segment,
     check_segments,
     filled,
@@ -21,8 +22,10 @@ from store_samples import (
 )
 from tiered_store import Tiered, damage, last_used, local, places, read
 
-from streamkv.errors import CorruptSegmentError, MissingObjectError, ObjectStoreError
-from streamkv.store import ObjectStore, SegmentPlace
+from streamkv.config import StoreConfig
+from streamkv.errors import ConfigError, CorruptSegmentError, MissingObjectError, ObjectStoreError
+from streamkv.store import ObjectStore, SegmentPlace, SegmentStore
+from streamkv.store.codecs import CODECS
 from streamkv.store.local_disk import ABANDONED_S
 
 
@@ -234,3 +237,79 @@ def test_fetch_that_was_cut_off_is_collected(tiered: Tiered) -> None:
     with tiered.open(9) as store:
         store.offload()
         assert not half.exists()
+
+
+def codecs(store: SegmentStore) -> list[str]:
+    return [place.codec for place in places(store)]
+
+
+@on_both
+def test_what_leaves_is_written_in_the_codec_of_beyond_first(tiered: Tiered) -> None:
+    with tiered.open() as store:
+        filled(store, 5)
+        store.offload()
+        last_used(store, 3, 1, 4, 0, 2)
+    with tiered.open(5, remote_codec="int8") as store:
+        assert store.offload().num_uploaded == 0, "none has to leave"
+    with tiered.open(3, remote_codec="int8") as store:
+        done = store.offload()
+        assert (done.num_uploaded, done.num_deleted) == (2, 2)
+        assert local(store) == [0, 2, 4]
+        assert codecs(store) == ["raw", "int8", "raw", "int8", "raw"]
+        assert tiered.objects == [place.path for place in places(store)]
+        assert store.verify(read_objects=True) == []
+        assert store.offload().num_uploaded == 0
+        read(store, 0, 2, 4)
+    with tiered.open(9, read_only=True, remote_codec="int8") as reader:
+        keys, kv = reader.reader("cam").snapshot.gather(0, np.array([3]), np.array([1])).keys_bNGd, make_kv(3)
+        rows = CODECS["int8"].encode(kv.layers[0].keys_bNGd[1:2], keys=True)
+        assert torch.equal(keys, CODECS["int8"].decode(rows, IDENTITY.geometry, keys.dtype, keys=True))
+
+
+def test_a_process_that_only_reads_lets_none_leave_in_the_larger_codec(tiered: Tiered) -> None:
+    with tiered.open() as store:
+        filled(store, 4)
+        store.offload()
+    with tiered.open(3.5, remote_codec="int8") as store:
+        store.offload()
+        assert codecs(store) == ["int8", "raw", "raw", "raw"]
+    with tiered.open(1, read_only=True, remote_codec="int8") as reader:
+        reader.reader("cam").snapshot._file(0)
+        assert local(reader) == [0, 1, 2, 3], "over its budget until the writer's next round"
+        last_used(reader, 0, 1, 2, 3)
+    with tiered.open(1, remote_codec="int8") as store:
+        store.offload()
+        assert local(store) == [3]
+        assert codecs(store) == ["int8", "int8", "int8", "raw"]
+
+
+def test_on_hold_they_leave_as_they_are_and_so_they_do_from_a_full_disk(tiered: Tiered) -> None:
+    with tiered.open() as store:
+        filled(store, 3)
+        store.offload()
+        store.hold("cam", "case 4711")
+    with tiered.open(1, remote_codec="int8") as store:
+        assert store.offload().num_uploaded == 0
+        assert (len(local(store)), codecs(store)) == (1, ["raw"] * 3)
+        store.release("cam")
+        read(store, 0, 1, 2)
+        assert len(local(store)) == 3
+        store._remote().disk.free(3 * tiered.one_bytes)
+        assert (local(store), codecs(store)) == ([], ["raw"] * 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        (
+            {"remote_codec": "int8"},
+            r"store\.remote_codec: got 'int8', allowed nothing without store\.local_bytes",
+        ),
+        ({"remote_codec": "zip", "local_bytes": 9}, r"store\.remote_codec: unknown 'zip'"),
+    ],
+)
+def test_a_codec_of_beyond_that_cannot_be_is_said(
+    tiered: Tiered, settings: dict[str, Any], error: str
+) -> None:
+    with pytest.raises(ConfigError, match=error):
+        SegmentStore.configured(StoreConfig(root=str(tiered.root), remote=tiered.prefix, **settings))

@@ -19,7 +19,9 @@ class Tiered:
         self.prefix = s3.new_prefix()
         self.one_bytes = write_segment(root.parent / "size", IDENTITY, "cam", 1, make_kv()).file_bytes
 
-    def open(self, segments: float = 0, *, read_only: bool = False, remote: bool = True) -> SegmentStore:
+    def open(
+        self, segments: float = 0, *, read_only: bool = False, remote: bool = True, remote_codec: str = ""
+    ) -> SegmentStore:
         """`segments`: how many the local disk may have; all are as large."""
         return SegmentStore.open(
             self.root,
@@ -28,6 +30,7 @@ class Tiered:
             read_only=read_only,
             objects=ObjectStore(self.prefix, self.s3.config) if remote else None,
             local_bytes=int(segments * self.one_bytes) if segments else 0,
+            remote_codec=remote_codec,
         )
 
     @property
