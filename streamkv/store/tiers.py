@@ -2,8 +2,8 @@
 many bytes, and come back when they are read.
 
 1. A committed file is read and checked, uploaded, and read back; only then the catalog says that it is uploaded.
-2. Above `store.local_bytes` the least recently used of the uploaded files leave the disk; with `store.remote_codec` they
-   are written anew in that first, and uploaded so.
+2. Above `store.local_bytes` the least recently used of the uploaded files leave the disk. With `store.remote_codec`
+   they are written anew in that first, and uploaded so.
 3. A reader that misses a file fetches it under a temporary name, checks every byte, and gives it its name.
 4. The object of a segment that is deleted, or aged, is noted in the transaction that does so, and goes afterwards.
 
