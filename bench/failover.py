@@ -1,0 +1,169 @@
+"""How long a stream stands still when an actor dies.
+
+    python -m bench.failover --json       needs ffmpeg
+
+A server with two decode and two prefill actors ingests archives (a world's video, over and over). One actor of each
+kind is killed with SIGKILL, while both of a pool have their share of the streams:
+
+- `KIND_s`: until the last of all streams has committed another segment; `KIND_median_s`: the median one.
+
+On a machine with few cores the new actor's imports compete with the streams that have moved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.machine import Figure, machine, report
+from pipeline import launch
+from pipeline.client import Client
+from pipeline.home import Home
+from pipeline.worlds import write_world
+
+KINDS = ("DecodeEncode", "Prefill", "StoreActor", "SupervisorFront")
+POOLS = ("encode.actors=2", "prefill.actors=2", "serve.port=0")
+WAIT_S = 300.0
+POLL_S = 0.05
+
+
+def write_film(folder: Path, minutes: float) -> Path:
+    """Of at least so many minutes."""
+    world = write_world(folder, "square", seed=900, minutes=4, questions=1)
+    film, loops = folder / "film.mp4", int(minutes / 4) + 1
+    command = ["ffmpeg", "-v", "error", "-nostdin", "-stream_loop", str(loops), "-i", str(world.video)]
+    subprocess.run([*command, "-c", "copy", str(film)], check=True)
+    return film
+
+
+def processes(server_pid: int, kind: str) -> list[psutil.Process]:
+    """The server's actors of that class, the oldest first."""
+    found = []
+    for process in psutil.Process(server_pid).children(recursive=True):
+        try:
+            if " ".join(process.cmdline()).startswith(f"ray::{kind}"):
+                found.append((process.create_time(), process))
+        except psutil.Error:
+            continue  # it has ended
+    return [process for _, process in sorted(found, key=lambda pair: pair[0])]
+
+
+def until(condition: Callable[[], Any], what: str) -> None:
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit(f"waited in vain: {what}")
+        time.sleep(POLL_S)
+
+
+class Streams:
+    """What the server says of its streams."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def segments(self) -> dict[str, int]:
+        found = self._client.streams()
+        ended = [s["id"] for s in found if s["state"] not in ("registered", "ingesting")]
+        if ended:
+            raise SystemExit(
+                f"{', '.join(ended)}: over before the last actor was killed; give more --minutes"
+            )
+        return {s["id"]: s["segments"] for s in found}
+
+    def is_spread(self) -> bool:
+        """Whether each actor has its share of the streams."""
+        shares = [[w["streams"] for w in pool["workers"]] for pool in self._client.pools()]
+        up = all(w["state"] == "up" for pool in self._client.pools() for w in pool["workers"])
+        return up and all(len(each) == 2 and max(each) - min(each) <= 1 for each in shares)
+
+    def gone_on(self) -> None:
+        before = self.segments()
+        until(lambda: all(n > before[s] for s, n in self.segments().items()), "no stream goes on")
+
+
+def measure(config: str, overrides: Sequence[str], streams: int, minutes: float, work: Path) -> list[Figure]:
+    film, home = write_film(work, minutes), Home(work / "home")
+    figures: list[Figure] = []
+    try:
+        started = launch.start(home, config, [*POOLS, *overrides], on_phase=_say)
+        with Client(started.record.url) as client:
+            for i in range(streams):
+                client.add_stream(f"film-{i}", str(film))
+            seen = Streams(client)
+            for kind in KINDS:
+                until(seen.is_spread, "streams are not spread over both actors")
+                seen.gone_on()
+                moves = client.stats().get("sessions", 0)
+                stood_s = _kill(started.record.pid, kind, seen)
+                began = client.stats().get("sessions", 0) - moves
+                _say(f"{kind}: {max(stood_s):.1f} s, {began} sessions began")
+                figures += [
+                    Figure(f"{kind}_s", "s", (max(stood_s),)),
+                    Figure(f"{kind}_median_s", "s", (statistics.median(stood_s),)),
+                ]
+    except BaseException:
+        _say(home.log.read_text()[-4000:])
+        raise
+    finally:
+        launch.stop(home)
+    return figures
+
+
+def _kill(server_pid: int, kind: str, seen: Streams) -> list[float]:
+    """Kills one, and waits; seconds until each stream has committed another segment."""
+    before = seen.segments()
+    os.kill(processes(server_pid, kind)[0].pid, signal.SIGKILL)
+    begun = time.monotonic()
+    took: dict[str, float] = {}
+
+    def all_went_on() -> bool:
+        try:
+            now = seen.segments()
+        except Exception as exc:  # whoever answers for it is away
+            _say(f"{kind}: {type(exc).__name__}")
+            return False
+        took.update({s: time.monotonic() - begun for s, n in now.items() if n > before[s] and s not in took})
+        return len(took) == len(before)
+
+    until(all_went_on, f"streams do not go on after {kind}'s end")
+    return list(took.values())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.failover", description=__doc__.partition("\n")[0])
+    parser.add_argument("--streams", type=int, default=4)
+    parser.add_argument("--minutes", type=float, default=400.0, help="of the film (default 400)")
+    parser.add_argument("--config", default="local")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("overrides", nargs="*", metavar="SETTING", help="settings a.b=c")
+    given = parser.parse_args(arguments)
+    if shutil.which("ffmpeg") is None:
+        parser.error("ffmpeg is not there; install it (Debian: apt-get install ffmpeg)")
+    facts = machine()
+    work = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        figures = measure(given.config, given.overrides, given.streams, given.minutes, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    report(figures, facts, as_json=given.json)
+
+
+if __name__ == "__main__":
+    main()
