@@ -26,7 +26,7 @@ from actors.workers import Worker
 from streamkv.config import PoolConfig
 
 AWAY_S = 5.0
-"""A worker that has not been heard of for this long loses its streams to the others: a new process of it needs longer, if
+"""A worker that has not been heard of for this long loses its streams to the others. Its new process needs longer, if
 only to import what it runs."""
 HEAR_S = 0.5
 """How long a look waits for answers; one that comes later is there at the next look."""
