@@ -13,6 +13,9 @@ is without meaning; what it costs is not. Each figure is the median over questio
 - `query_ms` to `first_token_ms`: how far an answer from 10,000 frames has come; `each_token_ms`: of those after the
   first. What HTTP and routing add is in `bench.serving`.
 - `ttft_over_transformers_64`: against `transformers` handed 64 sampled frames of a world (tower, prefill, first token).
+- `ttft_over_transformers_64_kept`: against the same with the frames' cache kept from question to question.
+- `ttft_over_transformers_64_quantised`: with its quantised cache instead, 4 bits by quanto, if the `peers` extra
+  is installed (it compiles for minutes when first used). Its offloaded cache needs an accelerator.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import is_optimum_quanto_available
 
 from bench.index import make_vectors
 from bench.machine import Figure, machine, report, table
@@ -154,19 +158,45 @@ class Transformers64:
             video = self._model.model.get_video_features(self._pixels).pooler_output[0]
         self._video = "<video> " * len(video)
 
-    @torch.inference_mode()
-    def first_token(self, question: str) -> int:
+    def first_token(self, question: str, **options: Any) -> int:
+        return self._generate(self._inputs(question), pixel_values_videos=self._pixels, **options)
+
+    def first_token_quantised(self, question: str) -> int:
+        config = {"backend": "quanto", "nbits": 4}
+        return self.first_token(question, cache_implementation="quantized", cache_config=config)
+
+    def first_token_kept(self, question: str) -> int:
+        """Of a cache that is cut back to what comes before the question."""
+        inputs = self._inputs(question)
+        self._kept.crop(self._num_before - self._kept.get_seq_length())
+        return self._generate(inputs, cache=self._kept)
+
+    @cached_property
+    def _num_before(self) -> int:
+        """Tokens that all questions begin with."""
+        one, other = (self._inputs(question)["input_ids"][0].tolist() for question in ("yes", "no"))
+        return next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+
+    @cached_property
+    def _kept(self) -> Any:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self._model.config)
+        self.first_token("yes", cache=cache)
+        return cache
+
+    def _inputs(self, question: str) -> Any:
         content = [{"type": "video"}, {"type": "text", "text": question}]
         text = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        inputs = self._tokenizer(
+        return self._tokenizer(
             text.replace("<video>\n", self._video), return_tensors="pt", return_token_type_ids=False
         )
-        out = self._model.generate(
-            **inputs, pixel_values_videos=self._pixels, max_new_tokens=1, do_sample=False
-        )
-        return int(out[0, -1])
+
+    @torch.inference_mode()
+    def _generate(self, inputs: Any, **options: Any) -> int:
+        return int(self._model.generate(**inputs, max_new_tokens=1, do_sample=False, **options)[0, -1])
 
 
 def by_turns(ways: dict[str, Callable[[str], Any]], questions: Sequence[str]) -> dict[str, list[float]]:
@@ -203,18 +233,19 @@ def measure(
     def first(engine: Engine, memory: SyntheticVideo) -> Callable[[str], Any]:
         return lambda question: engine.answer(memory, question, max_new_tokens=1)
 
+    ways = {
+        "streamkv, 100,000 segments": first(ours, long),
+        "streamkv, 100 segments": first(ours, short),
+        "streamkv, 10,000 frames": first(ours, compressed),
+        "rekv, 10,000 frames": first(rekv, whole),
+        "full with its cache, 10,000 frames": full.first_token,
+        "transformers, 64 frames": plain.first_token,
+        "transformers, 64 frames kept": plain.first_token_kept,
+    }
+    if is_optimum_quanto_available():
+        ways["transformers, 64 frames, quantised"] = plain.first_token_quantised
     _say("asking")
-    taken = by_turns(
-        {
-            "streamkv, 100,000 segments": first(ours, long),
-            "streamkv, 100 segments": first(ours, short),
-            "streamkv, 10,000 frames": first(ours, compressed),
-            "rekv, 10,000 frames": first(rekv, whole),
-            "full with its cache, 10,000 frames": full.first_token,
-            "transformers, 64 frames": plain.first_token,
-        },
-        questions,
-    )
+    taken = by_turns(ways, questions)
     ms = {name: statistics.median(times) for name, times in taken.items()}
 
     def ratio(name: str, over: str, under: str) -> Figure:
@@ -227,7 +258,11 @@ def measure(
         ratio("ttft_over_full_10k", at_10k, "full with its cache, 10,000 frames"),
         ratio("ttft_over_rekv", at_10k, "rekv, 10,000 frames"),
         ratio("ttft_over_transformers_64", at_10k, "transformers, 64 frames"),
+        ratio("ttft_over_transformers_64_kept", at_10k, "transformers, 64 frames kept"),
     ]
+    if "transformers, 64 frames, quantised" in ways:
+        quantised = "transformers, 64 frames, quantised"
+        figures.append(ratio("ttft_over_transformers_64_quantised", at_10k, quantised))
     laps = [ours.answer(compressed, question, max_new_tokens=1).timings_ms for question in questions]
     figures += [Figure(f"{phase}_ms", "ms", tuple(lap[phase] for lap in laps)) for phase in PHASES]
     figures.append(Figure("each_token_ms", "ms", tuple(_each_token(ours, compressed, q) for q in questions)))
