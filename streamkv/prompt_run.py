@@ -25,6 +25,7 @@ from streamkv.retrieval import BlockChoice, Candidates, Looks, Query, Retriever
 from streamkv.stopwatch import Stopwatch
 
 T = TypeVar("T")
+NOTHING = BlockChoice(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 @dataclass(eq=False)
@@ -78,12 +79,18 @@ class PromptRun:
     def search(self) -> None:
         """All layers, each choosing by its own query; where counts adapt, the last layer only searches."""
         adapts, last = self._retriever.is_adaptive, self._model.num_layers - 1
+        looks_first = adapts and self._retriever.method.retrieve.looks == "first"
+        choose = self._only_ask if looks_first else self._search_layer
         for layer in range(last if adapts else last + 1):
-            self._run_layer(layer, self._prompts, self._search_layer, "query" if adapts else "prefill")
+            self._run_layer(layer, self._prompts, choose, "query" if adapts else "prefill")
         if adapts and (going := _going(self._prompts)):
             q_THd, _, _ = self._model.qkv(last, torch.cat([prompt.hidden_TD for prompt in going]))
             self._watch.lap("query")
-            self._search_layer(last, going, q_THd)
+            choose(last, going, q_THd)
+            self._watch.lap("search")
+        if looks_first:
+            for layer in range(last + 1):
+                self._look(layer, _going(self._prompts))
             self._watch.lap("search")
 
     def adapt(self) -> None:
@@ -118,8 +125,19 @@ class PromptRun:
     def _search_layer(
         self, layer: int, prompts: Sequence[Prompt], q_THd: Tensor
     ) -> dict[Prompt, BlockChoice]:
-        num_kv_heads, retriever = self._model.geometry.num_kv_heads, self._retriever
-        similarity = retriever.method.retrieve.similarity
+        self._ask(prompts, q_THd)
+        return self._look(layer, prompts)
+
+    def _only_ask(self, layer: int, prompts: Sequence[Prompt], q_THd: Tensor) -> dict[Prompt, BlockChoice]:
+        self._ask(prompts, q_THd)
+        return dict.fromkeys(prompts, NOTHING)
+
+    def _ask(self, prompts: Sequence[Prompt], q_THd: Tensor) -> None:
+        """Notes what a layer looks for."""
+        num_kv_heads, similarity = (
+            self._model.geometry.num_kv_heads,
+            self._retriever.method.retrieve.similarity,
+        )
         for prompt, q in zip(prompts, torch.split(q_THd, [p.num_tokens for p in prompts]), strict=True):
             asked_THd = q[prompt.words.question]
             prompt.queries.append(
@@ -129,8 +147,11 @@ class PromptRun:
                 )
             )
 
+    def _look(self, layer: int, prompts: Sequence[Prompt]) -> dict[Prompt, BlockChoice]:
+        retriever = self._retriever
+
         def look(memory: VideoMemory, some: Sequence[Prompt]) -> list[tuple[Candidates, BlockChoice]]:
-            found = retriever.look_each(memory, layer, [prompt.queries[-1] for prompt in some])
+            found = retriever.look_each(memory, layer, [prompt.queries[layer] for prompt in some])
             return [(candidates, retriever.choose(candidates)) for candidates in found]
 
         looks = self._each_memory(prompts, look)
@@ -244,13 +265,13 @@ def _rows_of(prompts: Sequence[Prompt], some: Container[Prompt]) -> Tensor:
 
 def _gather_each(memory: VideoMemory, layer: int, choices: Sequence[BlockChoice], *, like: KV) -> list[KV]:
     """Each choice's tokens, where and of the type that `like` is. A block that several read is read once."""
+    if not any(choice.num_blocks for choice in choices):
+        return [KV(like.keys_TGd[:0], like.values_TGd[:0])] * len(choices)
     if len(choices) == 1:
         return [tokens_of(memory, layer, choices[0].segment_nos, choices[0].slots, like=like)]
     segment_nos, slots = (
         np.concatenate([getattr(c, name) for c in choices]) for name in ("segment_nos", "slots")
     )
-    if not len(slots):
-        return [tokens_of(memory, layer, segment_nos, slots, like=like)] * len(choices)
     base = int(slots.max()) + 1
     blocks, places = np.unique(segment_nos * base + slots, return_inverse=True)
     read = tokens_of(memory, layer, blocks // base, blocks % base, like=like)

@@ -129,6 +129,9 @@ class RetrieveConfig:
     similarity: Literal["dot", "cosine"] = "dot"
     """Of the question and a block; as `compress.similarity`. The index finds candidates by dot product."""
     budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(tau=0.5))
+    looks: Literal["reading", "first"] = "reading"
+    """When layers' queries are made: while the layers below are `reading` what they found, or `first`, before any has
+    read. Policies and budgets that need one run of the prompt alone make them while reading."""
 
     def __post_init__(self) -> None:
         check(

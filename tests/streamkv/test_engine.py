@@ -30,6 +30,7 @@ from streamkv.models import VideoLLM, load_model
 from streamkv.question import check_question
 from streamkv.reading import find_evidence
 from streamkv.retrieval import Query
+from streamkv.retrieval.topk import TopK
 from streamkv.segmentation import Segmenter
 from streamkv.types import Geometry, LayerBlocks
 
@@ -425,3 +426,26 @@ def test_check_question() -> None:
 def test_unknown_policies_fail_when_the_engine_is_built(key: str, tiny_model: VideoLLM) -> None:
     with pytest.raises(ConfigError, match=r"policy: unknown 'magic'; known: "):
         Engine(tiny_model, preset("streamkv", f"method.{key}.policy=magic"))
+
+
+@pytest.mark.parametrize("looks", ["reading", "first"])
+def test_queries_that_are_made_first_do_not_depend_on_what_is_stored(
+    looks: str, tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are made while reading do, above the first layer."""
+    seen: list[torch.Tensor] = []
+    real = TopK.look_each
+
+    def noting(self: TopK, memory: Any, layer: int, queries: Any) -> Any:
+        seen.append(queries[0].mean)
+        return real(self, memory, layer, queries)
+
+    monkeypatch.setattr(TopK, "look_each", noting)
+    engine = Engine(tiny_model, preset("streamkv", f"method.retrieve.looks={looks}"))
+    for seed in (1, 2):
+        kv = random_segment_kv(tiny_model.geometry, 0, kept=(2, 4, 3), seed=seed)
+        reading = engine.read(InMemoryVideo(tiny_model.geometry, [kv]), QUESTION)
+        assert any(layer.choice.num_blocks for layer in reading.layers)
+    L = tiny_model.num_layers
+    same = [torch.equal(a, b) for a, b in zip(seen[:L], seen[L:], strict=True)]
+    assert same == ([True] * L if looks == "first" else [True, *[False] * (L - 1)])

@@ -41,9 +41,10 @@ def segments_of(geometry: Geometry, count: int, seed: int) -> list[Any]:
     return [random_segment_kv(geometry, no, kept=(2, 4, 3), seed=seed) for no in range(count)]
 
 
-@pytest.fixture(scope="module")
-def engine(tiny_model: VideoLLM) -> Engine:
-    method = preset("streamkv", *FIVE_BLOCKS, "method.retrieve.candidate_segments=4")
+@pytest.fixture(scope="module", params=["reading", "first"])
+def engine(tiny_model: VideoLLM, request: pytest.FixtureRequest) -> Engine:
+    looks = f"method.retrieve.looks={request.param}"
+    method = preset("streamkv", *FIVE_BLOCKS, "method.retrieve.candidate_segments=4", looks)
     return Engine(tiny_model, replace(method, confidence=ConfidenceConfig(first_token=1.0)))
 
 
