@@ -39,14 +39,14 @@ def test_catalog_of_the_first_release_is_brought_up_to_date(store: SegmentStore,
     before = store.streams()
     store.close()
     later = (
-        "segments.codec segments.committed_at segments.uploaded_at "
-        "streams.tenant streams.legal_hold streams.first_segment_no streams.name"
+        "segments.codec segments.committed_at segments.uploaded_at segments.exchange_no "
+        "streams.tenant streams.legal_hold streams.first_segment_no streams.name streams.num_exchanged"
     )
     drops = ["ALTER TABLE {} DROP COLUMN {}".format(*name.split(".")) for name in later.split()]
     tables_too = [
         f"DROP TABLE {name}" for name in ("watch_events", "watches", "removed_objects", "alembic_version")
     ]
-    indexes = ["DROP INDEX segments_waiting", "DROP INDEX streams_by_name"]
+    indexes = [f"DROP INDEX {name}" for name in ("segments_waiting", "segments_exchanged", "streams_by_name")]
     execute(store, catalog_url, *indexes, *drops, *tables_too)
     with pytest.raises(
         ForeignStoreError, match=rf"revision 0000, this program reads {migrations.HEAD}; open .* for writing"
@@ -68,4 +68,5 @@ def test_catalog_of_a_later_release_is_refused(store: SegmentStore, catalog_url:
 
 def test_segment_row_has_every_field_of_a_place() -> None:
     columns = tables.SegmentRow.__table__.columns.keys()
-    assert columns == [*(f.name for f in dataclasses.fields(SegmentPlace)), "committed_at", "uploaded_at"]
+    more = ["committed_at", "uploaded_at", "exchange_no"]
+    assert columns == [*(f.name for f in dataclasses.fields(SegmentPlace)), *more]
