@@ -87,6 +87,7 @@ def run_as_batch(log: Path, footage: Path, config: PipelineConfig, expected: Seq
             journal,
             workers=os.cpu_count() or 1,
             on_answers=lambda done, total, note: heard.append((time.perf_counter(), done)),
+            need_ray=lambda: None,
         )
     seconds = time.perf_counter() - begun
     (first_at, first), (last_at, last) = heard[1], heard[-1]  # heard[0]: nothing yet

@@ -11,8 +11,8 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from actors.roles import NAMESPACE, ROLES
@@ -113,6 +113,25 @@ def joined_ray(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+NeedRay = Callable[[], None]
+"""Called before Ray is used; starts it, or joins it, unless that is done."""
+
+
+@contextmanager
+def when_needed(begin: Callable[[], AbstractContextManager[None]]) -> Iterator[NeedRay]:
+    """For who may find that there is nothing to do: a Ray takes ten seconds to start."""
+    with ExitStack() as stack:
+        is_up = False
+
+        def need() -> None:
+            nonlocal is_up
+            if not is_up:
+                stack.enter_context(begin())
+                is_up = True
+
+        yield need
 
 
 def make_temp() -> Path:

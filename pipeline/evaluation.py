@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.video_answerer import load_quietly
+from pipeline.cluster import NeedRay
 from pipeline.model_identity import gpus, identify
 from pipeline.settings import load_settings
 from streamkv.config import CONFIG_ROOT, ModelConfig, PipelineConfig, preset_names
@@ -103,10 +104,14 @@ def ablations(config: str, overrides: Sequence[str]) -> list[Variant]:
 
 
 def plan(
-    config: PipelineConfig, suites: Iterable[Suite], variants: Sequence[Variant], out: Path
+    config: PipelineConfig,
+    suites: Iterable[Suite],
+    variants: Sequence[Variant],
+    out: Path,
+    need_ray: NeedRay,
 ) -> list[Part]:
-    """Every pair, with the file that its answers go to. Needs a Ray that is up."""
-    fingerprint = identify(config.model).fingerprint
+    """Every pair, with the file that its answers go to."""
+    fingerprint = identify(config.model, need_ray).fingerprint
     parts = []
     for suite in suites:
         for video in suite.videos():
@@ -121,14 +126,23 @@ def plan(
 
 
 def run(
-    config: PipelineConfig, parts: Sequence[Part], *, seed: int, cache: Path, workers: int, on_part: OnPart
+    config: PipelineConfig,
+    parts: Sequence[Part],
+    *,
+    seed: int,
+    cache: Path,
+    workers: int,
+    on_part: OnPart,
+    need_ray: NeedRay,
 ) -> tuple[list[AnswerRow], list[Problem]]:
-    """All answers, in the order of the parts, and the videos that failed. Needs a Ray that is up."""
+    """All answers, in the order of the parts, and the videos that failed."""
+    todo = [part for part in parts if not part.file.is_file()]
+    if todo:
+        need_ray()
     import ray
 
     prepare, answer = _task(config, _prepare), _task(config, _answer_part)
     settings = _as_key(config), config.source.sample_fps, str(cache)
-    todo = [part for part in parts if not part.file.is_file()]
     videos: dict[tuple[str, str], Any] = {}
     done, failed = len(parts) - len(todo), {}
     if done:

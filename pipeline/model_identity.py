@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from actors.video_answerer import load_quietly
+from pipeline.cluster import NeedRay
 from streamkv.config import ModelConfig
 from streamkv.store import ModelIdentity
 
@@ -15,17 +16,18 @@ def gpus(config: ModelConfig) -> int:
     return int(config.device.startswith("cuda"))
 
 
-def identify(config: ModelConfig) -> ModelIdentity:
-    """Of the model. Needs a Ray that is up.
+def identify(config: ModelConfig, need_ray: NeedRay) -> ModelIdentity:
+    """Of the model.
 
-    On a GPU in a process that ends at once, so that its memory is then free for the workers.
+    On a GPU by Ray, in a process that ends at once, so that its memory is then free for the workers.
     """
+    if not gpus(config):
+        return _load(config)
+    need_ray()
     import ray
 
     from actors.remote import wait_for  # it imports ray, which must come after its settings (`local_ray`)
 
-    if not gpus(config):
-        return _load(config)
     task = ray.remote(num_cpus=1, num_gpus=gpus(config), max_calls=1, max_retries=1)(_load)
     identity: ModelIdentity = wait_for(task.remote(config), LOAD_S)
     return identity

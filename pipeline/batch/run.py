@@ -18,6 +18,7 @@ from pipeline.batch.journal import Journal, remove_journal
 from pipeline.batch.output import check_columns, read_previous, write_output
 from pipeline.batch.plan import Plan, group, make_plan
 from pipeline.batch.question_log import QuestionLog, read_log
+from pipeline.cluster import NeedRay
 from pipeline.model_identity import gpus, identify
 from streamkv.config import PipelineConfig
 from streamkv.errors import BatchError
@@ -66,8 +67,10 @@ def read_inputs(log_path: Path, footage: Path, out: Path, config: PipelineConfig
     return Inputs(log, open_footage(footage, config), out)
 
 
-def run_batch(inputs: Inputs, journal: Journal, *, workers: int, on_answers: OnAnswers) -> Outcome:
-    """Answers what has no answer yet, and writes the output. Needs a Ray that is up.
+def run_batch(
+    inputs: Inputs, journal: Journal, *, workers: int, on_answers: OnAnswers, need_ray: NeedRay
+) -> Outcome:
+    """Answers what has no answer yet, and writes the output.
 
     `workers`: at once; 0: as many as the cluster has room for.
 
@@ -76,7 +79,7 @@ def run_batch(inputs: Inputs, journal: Journal, *, workers: int, on_answers: OnA
         BatchError: the output cannot be written.
     """
     config = inputs.footage.config
-    identity = identify(config.model)
+    identity = identify(config.model, need_ray)
     inputs.footage.check(identity)
     plan = make_plan(inputs.log.rows, inputs.footage, config, identity.fingerprint)
     questions, previous = plan.questions, read_previous(inputs.out) | journal.answers
@@ -85,6 +88,8 @@ def run_batch(inputs: Inputs, journal: Journal, *, workers: int, on_answers: OnA
     on_answers(found, len(questions), "found from before" if found else "loading the model")
     todo = [planned for key, planned in questions.items() if key not in answers]
     groups = group(todo, journal.folder, most=CHUNK)
+    if groups:
+        need_ray()
     for video, some in _answered(groups, config, workers, journal):
         answers.update((answer.key, answer) for answer in some)
         on_answers(len(answers), len(questions), video)

@@ -121,7 +121,7 @@ def _answer(
 ) -> Outcome:
     from pipeline.batch.journal import open_journal
     from pipeline.batch.run import read_inputs, run_batch
-    from pipeline.cluster import joined_ray, local_ray, make_temp
+    from pipeline.cluster import joined_ray, local_ray, make_temp, when_needed
 
     inputs = read_inputs(questions, footage, answers, settings)
     with ExitStack() as stack:
@@ -129,16 +129,16 @@ def _answer(
         on_answers = _progress(stack, len(inputs.log.rows))
         stack.enter_context(redirect_stdout(sys.stderr))  # Ray tells of dead workers there, beside the --json
         if address:
-            stack.enter_context(joined_ray(address))
+            need_ray = stack.enter_context(when_needed(lambda: joined_ray(address)))
         else:
             workers = workers or os.cpu_count() or 1  # a Ray of our own says that it has more
-            stack.enter_context(local_ray(settings, make_temp()))
-        return run_batch(inputs, journal, workers=workers, on_answers=on_answers)
+            need_ray = stack.enter_context(when_needed(lambda: local_ray(settings, make_temp())))
+        return run_batch(inputs, journal, workers=workers, on_answers=on_answers, need_ray=need_ray)
 
 
 def _progress(stack: ExitStack, num_rows: int) -> OnAnswers:
     progress = stack.enter_context(bars())
-    task = progress.add_task("answering", total=num_rows, note="starting Ray")
+    task = progress.add_task("answering", total=num_rows, note="loading the model")
     last = 0.0
 
     def on_answers(done: int, total: int, note: str) -> None:

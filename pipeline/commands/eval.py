@@ -141,24 +141,30 @@ def _measure(
     seed: int,
     workers: int,
 ) -> dict[str, Any]:
-    from pipeline.cluster import local_ray, make_temp
+    from pipeline.cluster import local_ray, make_temp, when_needed
     from pipeline.evaluation import plan, run
     from pipeline.machine import machine, versions
     from streamkv.evaluation.report import plot, summarise, to_markdown, write_answers, write_table
 
     about = machine()
     with bars() as progress:
-        task = progress.add_task("evaluating", total=None, note="starting Ray")
+        task = progress.add_task("evaluating", total=None, note="loading the model")
 
         def on_part(what: str, done: int, total: int) -> None:
             progress.update(task, completed=done, total=total, note=what)
             if not err.is_terminal:
                 err.print(f"{done}/{total} {what}", highlight=False)
 
-        with local_ray(config, make_temp()):
-            parts = plan(config, suites, variants, folder)
+        with when_needed(lambda: local_ray(config, make_temp())) as need_ray:
+            parts = plan(config, suites, variants, folder, need_ray)
             rows, problems = run(
-                config, parts, seed=seed, cache=folder / "features", workers=workers, on_part=on_part
+                config,
+                parts,
+                seed=seed,
+                cache=folder / "features",
+                workers=workers,
+                on_part=on_part,
+                need_ray=need_ray,
             )
     summaries = summarise(rows)
     here.mkdir(parents=True, exist_ok=True)

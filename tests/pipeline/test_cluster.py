@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from pipeline.cluster import TOO_SLOW, cpus_needed, local_ray
+from pipeline.cluster import TOO_SLOW, cpus_needed, local_ray, when_needed
 from streamkv.config import PipelineConfig, PoolConfig, ServeConfig
 
 
@@ -66,3 +67,22 @@ def test_a_ray_that_starts_too_slowly_is_started_once_more(
 def test_what_ray_says_of_a_slow_node_is_still_what_we_look_for() -> None:
     node = Path(ray.__file__).parent / "_private" / "node.py"
     assert TOO_SLOW in node.read_text().replace('"\n', "").replace("  ", "")
+
+
+def test_a_ray_that_nobody_needs_is_not_started() -> None:
+    happened: list[str] = []
+
+    @contextmanager
+    def begin() -> Iterator[None]:
+        happened.append("up")
+        yield
+        happened.append("down")
+
+    with when_needed(begin):
+        pass
+    assert happened == []
+    with when_needed(begin) as need_ray:
+        need_ray()
+        need_ray()
+        assert happened == ["up"]
+    assert happened == ["up", "down"]
