@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,9 +80,9 @@ class Pool(Generic[W]):
     """All is called by the supervisor's own thread, but for `view`."""
 
     def __init__(
-        self, name: str, config: PoolConfig, make: Callable[[], W], start: Callable[[W], object]
+        self, name: str, config: PoolConfig, make: Callable[[str], W], start: Callable[[W], object]
     ) -> None:
-        """`start` loads what the worker needs; once more changes nothing."""
+        """`make` finds the worker of that name, or makes it. `start` loads what it needs; once more changes nothing."""
         self.name = name
         self.config = config
         self.size = 0
@@ -92,6 +92,13 @@ class Pool(Generic[W]):
         self._start = start
         self._made = 0
         self._asking = ThreadPoolExecutor(MAX_ASKED, f"ask-{name}")
+
+    def adopt(self, names: Iterable[str]) -> None:
+        """Takes workers that an earlier supervisor has left, and that may be at work."""
+        numbers = sorted(int(name.rpartition("-")[2]) for name in names)
+        self._made, self.size = max(numbers, default=-1) + 1, len(numbers)
+        for number in numbers:
+            self._add(number)
 
     def resize(self, size: int, loads: Mapping[str, int]) -> None:
         """Makes workers, or has some leave; `loads`: the streams of each, by name. Returns at once."""
@@ -103,15 +110,19 @@ class Pool(Generic[W]):
             spot.is_leaving, spot.is_new = False, True
             staying.append(spot)
         for _ in range(size - len(staying)):
-            spot = Spot(f"{self.name}-{self._made}", self._make())
+            self._add(self._made)
             self._made += 1
-            self._begin_to_start(spot)
-            self.spots = [*self.spots, spot]
         if size < len(staying):
             idle = [spot.name for spot in staying if spot.status is None]
             names = leavers({s.name: loads.get(s.name, 0) for s in staying}, len(staying) - size, idle=idle)
             for spot in staying:
                 spot.is_leaving = spot.name in names
+
+    def _add(self, number: int) -> None:
+        name = f"{self.name}-{number}"
+        spot = Spot(name, self._make(name))
+        self._begin_to_start(spot)
+        self.spots = [*self.spots, spot]
 
     def dismiss(self, in_use: Collection[Spot[W]]) -> None:
         """Ends the workers that leave and have no stream."""

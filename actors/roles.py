@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 NAMESPACE = "streamkv"
-SUPERVISOR = "supervisor"
+SUPERVISOR, STORE = "supervisor", "store"
+ENCODE_POOL, PREFILL_POOL = "encode", "prefill"
+"""Names of actors in that namespace; those of a pool have a number behind its name, `encode-0`."""
 
 DECODE_ENCODE, PREFILL, ANSWER = "decode_encode", "prefill", "answer"
 ROLES = (DECODE_ENCODE, PREFILL, ANSWER)

@@ -7,21 +7,31 @@
 | Prefill      | prefill       | the same; windows are rebuilt from the store                  |
 | StoreActor   | prefill       | Ray starts it again; it holds nothing but the open catalog    |
 
-The three workers are owned by the supervisor and go with it: nobody writes whom nobody supervises. Should one
-live on for a moment, behind a cut network, its epoch is stale and it commits nothing.
+All are detached and have names: while the supervisor is away its workers go on, and the next one finds them, with their
+models loaded. It takes new epochs, so that whoever it does not find commits nothing any more.
 
 Importing this is cheap; the classes are imported where they are made actors of.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from actors.front import SupervisorFront
-from actors.roles import DECODE_ENCODE, NAMESPACE, PREFILL, ROLE_SHARE, SUPERVISOR
+from actors.roles import (
+    DECODE_ENCODE,
+    ENCODE_POOL,
+    NAMESPACE,
+    PREFILL,
+    PREFILL_POOL,
+    ROLE_SHARE,
+    STORE,
+    SUPERVISOR,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,21 +64,40 @@ def ensure_supervisor(config: PipelineConfig) -> Any:
 
     The caller must live until it has answered once: Ray may lose one whose maker leaves (#24890).
     """
-    options = {
-        "num_cpus": 0,
-        "max_restarts": FOREVER,
-        "max_task_retries": 0,
-        "max_concurrency": 16,
-        "name": SUPERVISOR,
-        "namespace": NAMESPACE,
-        "lifetime": "detached",
-        "get_if_exists": True,
-    }
+    options = {"num_cpus": 0, "max_task_retries": 0, "max_concurrency": 16, **_known_as(SUPERVISOR)}
     return ray.remote(**options)(SupervisorFront).remote(config)
 
 
+def end_workers() -> None:
+    """Ends all workers for good, after their supervisor."""
+    for name in [STORE, *worker_names(ENCODE_POOL), *worker_names(PREFILL_POOL)]:
+        with suppress(ValueError):  # it is not there
+            ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+
+
+def worker_names(pool: str) -> list[str]:
+    """Of a pool's actors that are there."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    ours = [actor["name"] for actor in named if actor["namespace"] == NAMESPACE]
+    return [name for name in ours if name.startswith(f"{pool}-")]
+
+
+def _known_as(name: str) -> dict[str, Any]:
+    """Options of an actor that outlives who makes it; who makes it again gets the one that is there."""
+    return {
+        "name": name,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "max_restarts": FOREVER,
+    }
+
+
 class RayWorkers:
-    """Makes the supervisor's workers as actors of the cluster; `load_...` is what each loads when it starts."""
+    """Makes the supervisor's workers as actors of the cluster, or finds those that are there by their names.
+
+    `load_...` is what each loads when it starts.
+    """
 
     def __init__(
         self,
@@ -82,27 +111,30 @@ class RayWorkers:
         self._load_decode = load_decode or load_decode_parts
         self._load_prefill = load_prefill or load_prefill_parts
 
-    def decoder(self) -> DecodeHandle:
+    def found(self, pool: str) -> list[str]:
+        return worker_names(pool)
+
+    def decoder(self, name: str) -> DecodeHandle:
         from actors.decode_encode import DecodeEncode
         from actors.handles import DecodeHandle
 
         config = self._config
-        actor = _worker(DecodeEncode, config.encode, DECODE_ENCODE, control_threads=4)
+        actor = _worker(DecodeEncode, name, config.encode, DECODE_ENCODE, control_threads=4)
         load = partial(self._load_decode, config)
         return DecodeHandle(actor.remote(load, config.source, in_flight=config.prefill.in_flight))
 
-    def prefiller(self) -> PrefillHandle:
+    def prefiller(self, name: str) -> PrefillHandle:
         from actors.handles import PrefillHandle
         from actors.prefill import Prefill
 
-        actor = _worker(Prefill, self._config.prefill, PREFILL, control_threads=1)
+        actor = _worker(Prefill, name, self._config.prefill, PREFILL, control_threads=1)
         return PrefillHandle(actor.remote(partial(self._load_prefill, self._config)))
 
     def store(self, identity: ModelIdentity) -> StoreHandle:
         from actors.handles import StoreHandle
         from actors.store_actor import StoreActor
 
-        options = {"num_cpus": 0, "resources": {PREFILL: ROLE_SHARE}, "max_restarts": FOREVER}
+        options = {"num_cpus": 0, "resources": {PREFILL: ROLE_SHARE}, **_known_as(STORE)}
         actor = ray.remote(max_concurrency=8, **options)(StoreActor)
         return StoreHandle(actor.remote(self._config.store, identity, self._config.watch))
 
@@ -122,14 +154,14 @@ class RayWorkers:
         return HearOpenThroughStore(store)
 
 
-def _worker(cls: type, pool: PoolConfig, role: str, *, control_threads: int) -> Any:
+def _worker(cls: type, name: str, pool: PoolConfig, role: str, *, control_threads: int) -> Any:
     """Work is done one call at a time; `control` answers beside it."""
     return ray.remote(
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
         resources={role: ROLE_SHARE},
-        max_restarts=FOREVER,
         max_task_retries=0,  # a segment that may have been ingested is not sent again: the stream resumes
         concurrency_groups={CONTROL: control_threads},
         scheduling_strategy="SPREAD",  # over the nodes of that role, so that a lost one takes few with it
+        **_known_as(name),
     )(cls)

@@ -17,6 +17,7 @@ from actors.load import fitting_size
 from actors.placement import Charge
 from actors.pool_sizes import PoolSizes
 from actors.pools import Pool, Spot
+from actors.roles import ENCODE_POOL, PREFILL_POOL
 from actors.views import PoolView
 from actors.workers import CatalogKeeper, Decoder, Prefiller, Workers
 from streamkv.config import PipelineConfig
@@ -39,9 +40,9 @@ class Staff:
     def __init__(self, config: PipelineConfig, workers: Workers) -> None:
         self.identity: Future[ModelIdentity] = Future()  # of the first prefiller
         self.opened: Future[CatalogKeeper] = Future()  # the store, once it is; prefillers wait for it
-        self.encode: Pool[Decoder] = Pool("encode", config.encode, workers.decoder, _start_decoder)
+        self.encode: Pool[Decoder] = Pool(ENCODE_POOL, config.encode, workers.decoder, _start_decoder)
         self.prefill: Pool[Prefiller] = Pool(
-            "prefill", config.prefill, workers.prefiller, self._start_prefiller
+            PREFILL_POOL, config.prefill, workers.prefiller, self._start_prefiller
         )
         self.pools: tuple[AnyPool, ...] = (self.encode, self.prefill)
         self._limits = config.ingest
@@ -58,9 +59,10 @@ class Staff:
     # ---- life
 
     def begin(self) -> None:
-        """Has the workers start. ConfigError when the sizes that were set cannot be read."""
+        """Finds workers that are there, has others start. ConfigError when the sizes that were set cannot be read."""
         self._set = self._sizes.read()
         for pool in self.pools:
+            pool.adopt(self._workers.found(pool.name))
             pool.resize(self._wished(pool), {})
 
     def gather(self) -> None:
@@ -182,6 +184,18 @@ class Staff:
             raise NotReadyError("no decoder is up; try again a little later")
         loads = _loads(self.encode, charges)
         return min(up, key=lambda spot: loads[spot.name]).worker
+
+    def recall(self, charges: Collection[Charge]) -> None:
+        """Streams stay with the workers that have them."""
+        by_id = {charge.stream_id: charge for charge in charges}
+        for decoding in self.encode.spots:
+            for stream_id in decoding.status.feeds if decoding.status is not None else ():
+                if stream_id in by_id:
+                    by_id[stream_id].decoding = decoding
+        for prefilling in self.prefill.spots:
+            for stream_id in prefilling.status.windows if prefilling.status is not None else ():
+                if stream_id in by_id:
+                    by_id[stream_id].prefilling = prefilling
 
     def give_places(self, charges: Collection[Charge]) -> None:
         """A stream without a worker gets one; when a worker is new some others move to it, as few as can be."""

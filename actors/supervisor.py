@@ -250,7 +250,7 @@ class Supervisor:
             self._wake.wait(BUSY_S if self._charges else IDLE_S)
 
     def _bring_up(self) -> None:
-        """Makes and starts the workers, and takes every unfinished stream into care."""
+        """Makes or finds the workers, has them start, and takes every unfinished stream into care."""
         self._staff.begin()
         try:
             store: CatalogKeeper = self._workers.store(self._staff.identity.result())
@@ -265,6 +265,7 @@ class Supervisor:
                 self._charges[info.stream_id] = Charge(info.stream_id)
             elif info.is_next and info.state == "done":
                 self._switching.note_done(info.stream_id)
+        self._staff.recall(self._charges.values())
         self._sessions.open(store)
         self._store = store
 

@@ -14,7 +14,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.schema import ApplicationStatus
 
-from actors.spawn import ensure_supervisor, find_supervisor
+from actors.spawn import end_workers, ensure_supervisor, find_supervisor
 from actors.views import PlaneState
 from pipeline.app import APP_NAME, AppArgs, build_app
 from streamkv.config import PipelineConfig
@@ -69,6 +69,8 @@ class Deployment:
             with suppress(RayError):
                 ray.get(supervisor.shutdown.remote(), timeout=STOP_S)
             ray.kill(supervisor, no_restart=True)
+        with suppress(RayError):
+            end_workers()
         with suppress(Exception):  # whatever Serve thinks of it: what it runs on goes next
             if is_our_ray:
                 serve.shutdown()

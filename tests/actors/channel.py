@@ -65,7 +65,7 @@ class ChannelWorkers(LocalWorkers):
 
     channel: Channel
 
-    def decoder(self) -> Mortal:
+    def decoder(self, name: str) -> Mortal:
         self.channel = Channel()
         load = partial(channel_parts, self.channel)
         self.decoders.append(Mortal(lambda: DecodeEncode(load, LIVE, in_flight=2)))

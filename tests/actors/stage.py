@@ -171,12 +171,15 @@ class LocalWorkers:
         self.stores: list[Mortal] = []
         self._thread = ThreadPoolExecutor(1)  # one, so that a stream's segments stay in order
 
-    def decoder(self) -> Mortal:
+    def found(self, pool: str) -> list[str]:
+        return []
+
+    def decoder(self, name: str) -> Mortal:
         load = partial(decode_parts, self.footage, self.encoder)
         self.decoders.append(Mortal(lambda: DecodeEncode(load, SOURCE, in_flight=2)))
         return self.decoders[-1]
 
-    def prefiller(self) -> Mortal:
+    def prefiller(self, name: str) -> Mortal:
         make = partial(Prefill, partial(prefill_parts, self.config))
         self.prefillers.append(MortalPrefill(make, self._thread))
         return self.prefillers[-1]
@@ -193,6 +196,33 @@ class LocalWorkers:
 
     def hear_open(self, store: Mortal) -> HearOpen:
         return lambda heard: int(store.hear_open(heard))
+
+
+class LastingWorkers(LocalWorkers):
+    """Those that outlive their supervisor, and that the next one finds by their names."""
+
+    def __init__(self, *args: Any, **store: Any) -> None:
+        super().__init__(*args, **store)
+        self._by_name: dict[str, Mortal] = {}
+
+    def found(self, pool: str) -> list[str]:
+        return [
+            name for name, w in self._by_name.items() if name.startswith(f"{pool}-") and not w.is_dismissed
+        ]
+
+    def decoder(self, name: str) -> Mortal:
+        return self._once(name, partial(super().decoder, name))
+
+    def prefiller(self, name: str) -> Mortal:
+        return self._once(name, partial(super().prefiller, name))
+
+    def store(self, identity: ModelIdentity) -> Mortal:
+        return self._once("store", partial(super().store, identity))
+
+    def _once(self, name: str, make: Callable[[], Mortal]) -> Mortal:
+        if name not in self._by_name or self._by_name[name].is_dismissed:
+            self._by_name[name] = make()
+        return self._by_name[name]
 
 
 class Stage:

@@ -242,7 +242,7 @@ def test_a_stream_whose_outage_lasts_too_long_fails(cam: tuple[Camera, str]) -> 
 class CameraWorkers(LocalWorkers):
     """Workers that read real sources."""
 
-    def decoder(self) -> Mortal:
+    def decoder(self, name: str) -> Mortal:
         load = partial(parts, LIVE, self.encoder)
         self.decoders.append(Mortal(lambda: DecodeEncode(load, LIVE, in_flight=2)))
         return self.decoders[-1]

@@ -172,8 +172,8 @@ def test_a_worker_that_does_not_start_says_why_and_joins_when_it_does(
     make, is_broken = workers.decoder, threading.Event()
     is_broken.set()
 
-    def decoder() -> Mortal:
-        mortal = make()
+    def decoder(name: str) -> Mortal:
+        mortal = make(name)
         load = mortal.instance._load
 
         def refuse() -> object:

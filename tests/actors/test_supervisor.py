@@ -15,6 +15,7 @@ from stage import (
     IDENTITY,
     SOURCE,
     Footage,
+    LastingWorkers,
     LocalSink,
     LocalWorkers,
     MeanEncoder,
@@ -27,6 +28,7 @@ from stage import (
 
 from actors.failures import NotReadyError
 from actors.messages import SegmentMessage, StreamSpec
+from actors.supervisor import Supervisor
 from pipeline.schemas import Stream
 from pipeline.show import waiting_text
 from streamkv.config import CompressConfig, MethodConfig, PoolConfig
@@ -137,6 +139,57 @@ def test_a_new_supervisor_resumes_what_the_old_one_left(stage: Stage) -> None:
 def heard(workers: LocalWorkers) -> set[str]:
     """Guidance prompts by which the present prefill actor has worked."""
     return set(workers.prefillers[0].instance._started().engine.heard)
+
+
+def die(supervisor: Supervisor) -> None:
+    """As a process that is killed: its workers hear nothing of it."""
+    supervisor._stopping.set()
+    supervisor._wake.set()
+    supervisor._thread.join()
+    supervisor._sessions.shutdown()
+
+
+def test_a_new_supervisor_finds_the_workers_of_the_old_one_at_work(stage: Stage) -> None:
+    """Meanwhile they have gone on. Streams stay where they are, in processes that are the same."""
+    workers = LastingWorkers(stage.root, Footage(pace_s=0.01))
+    pools = {"encode": PoolConfig(actors=2), "prefill": PoolConfig(actors=2)}
+    old = stage.open(workers, **pools)
+    lengths = dict.fromkeys("bcde", 200)
+    for stream_id in ("a", *lengths):
+        old.add_stream(stream_id, "200")
+    wait_until(lambda: min(view.num_segments for view in old.streams()) > 2)
+    old.remove_stream("a")  # as they are now, nobody would place them
+    die(old)
+    where = [sorted(decoder.instance.status().feeds) for decoder in workers.decoders]
+    with SegmentStore.open(stage.root, read_only=True) as store:
+        before = store.stream("b").num_segments
+        wait_until(lambda: store.stream("b").num_segments > before + 2)
+    new = stage.open(workers, **pools)
+    wait_until(lambda: all(charge.epoch for charge in new._charges.values()))
+    assert [sorted(decoder.instance.status().feeds) for decoder in workers.decoders] == where
+    wait_for_end(new)
+    stage.check(lengths)
+    everybody = [*workers.decoders, *workers.prefillers, *workers.stores]
+    assert [worker.lives for worker in everybody] == [1] * 5
+    assert new.stats().get("handovers", 0) == 0
+
+
+def test_workers_that_the_old_supervisor_had_let_go_are_let_go(stage: Stage) -> None:
+    """One that was to leave when it died is found, and leaves; new ones get names that are free."""
+    workers = LastingWorkers(stage.root, Footage(pace_s=0.002))
+    old = stage.open(workers, encode=PoolConfig(actors=1))
+    for size in (3, 1):
+        old.scale({"encode": size})
+        wait_until(lambda size=size: len(workers.found("encode")) == size)
+    (last,) = workers.found("encode")
+    die(old)
+    workers.decoder("encode-7")
+    new = stage.open(workers, encode=PoolConfig(actors=1))
+    wait_until(lambda: len(workers.found("encode")) == 1)
+    assert set(workers.found("encode")) <= {last, "encode-7"}
+    new.scale({"encode": 2})
+    wait_until(lambda: len(workers.found("encode")) == 2)
+    assert "encode-8" in workers.found("encode")
 
 
 def test_a_streams_guidance_outlives_its_workers_and_its_supervisor(stage: Stage) -> None:
