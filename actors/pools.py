@@ -25,7 +25,7 @@ from actors.views import PoolView, WorkerView
 from actors.workers import Worker
 from streamkv.config import PoolConfig
 
-AWAY_S = 5.0
+AWAY_S = 2.0
 """A worker that has not been heard of for this long loses its streams to the others. Its new process needs longer, if
 only to import what it runs."""
 HEAR_S = 0.5
