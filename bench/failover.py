@@ -6,21 +6,19 @@ A server with two decode and two prefill actors ingests archives (a world's vide
 kind is killed with SIGKILL, while both of a pool have their share of the streams:
 
 - `KIND_s`: until the last of all streams has committed a segment that was not on its way yet (more than
-  `prefill.in_flight`, as the catalog says); `KIND_median_s`: the median one.
+  `prefill.in_flight`, as the catalog says); `KIND_median_s`: the median one; `KIND_usual_s`: the last
+  one just before, when nothing dies.
 
 On a machine with few cores the new actor's imports compete with the streams that have moved.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +26,8 @@ from typing import Any
 
 import psutil
 
-from bench.machine import Figure, machine, report
+from bench.machine import Figure
+from bench.served import run
 from pipeline import launch
 from pipeline.client import Client
 from pipeline.home import Home
@@ -129,6 +128,7 @@ def measure(config: str, overrides: Sequence[str], streams: int, minutes: float,
                 figures += [
                     Figure(f"{kind}_s", "s", (max(took),)),
                     Figure(f"{kind}_median_s", "s", (statistics.median(took),)),
+                    Figure(f"{kind}_usual_s", "s", (usual_s,)),
                 ]
     except BaseException:
         _say(home.log.read_text()[-4000:])
@@ -143,22 +143,7 @@ def _say(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.failover", description=__doc__.partition("\n")[0])
-    parser.add_argument("--streams", type=int, default=4)
-    parser.add_argument("--minutes", type=float, default=400.0, help="of the film (default 400)")
-    parser.add_argument("--config", default="local")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("overrides", nargs="*", metavar="SETTING", help="settings a.b=c")
-    given = parser.parse_args(arguments)
-    if shutil.which("ffmpeg") is None:
-        parser.error("ffmpeg is not there; install it (Debian: apt-get install ffmpeg)")
-    facts = machine()
-    work = Path(tempfile.mkdtemp(prefix="bench-"))
-    try:
-        figures = measure(given.config, given.overrides, given.streams, given.minutes, work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    report(figures, facts, as_json=given.json)
+    run("bench.failover", __doc__, measure, arguments, streams=4, minutes=400.0, of_what="of the film")
 
 
 if __name__ == "__main__":

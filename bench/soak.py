@@ -13,11 +13,8 @@ itself (USS) is noted, by what it is. The first third is left out, in which cach
 
 from __future__ import annotations
 
-import argparse
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -27,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from bench.machine import Figure, machine, report
+from bench.machine import Figure
+from bench.served import run
 from pipeline import launch
 from pipeline.client import Client, NotRunningError, ServerError
 from pipeline.home import Home
@@ -140,22 +138,7 @@ def _say(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__.partition("\n")[0])
-    parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--minutes", type=float, default=120.0)
-    parser.add_argument("--config", default="local")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("overrides", nargs="*", metavar="SETTING", help="settings a.b=c")
-    given = parser.parse_args(arguments)
-    if shutil.which("ffmpeg") is None:
-        parser.error("ffmpeg is not there; install it (Debian: apt-get install ffmpeg)")
-    facts = machine()
-    work = Path(tempfile.mkdtemp(prefix="bench-"))
-    try:
-        figures = measure(given.config, given.overrides, given.streams, given.minutes, work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    report(figures, facts, as_json=given.json)
+    run("bench.soak", __doc__, measure, arguments, streams=16, minutes=120.0)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from fractions import Fraction
 
 import av
@@ -16,7 +17,8 @@ import m3u8
 
 log = logging.getLogger(__name__)
 
-MAX_SEGMENT_BYTES = 32 << 20
+MAX_BYTES = 32 << 20
+"""Of a playlist, and of a segment."""
 
 
 def date_of_zero(uri: str, *, timeout_s: float) -> Fraction | None:
@@ -24,15 +26,16 @@ def date_of_zero(uri: str, *, timeout_s: float) -> Fraction | None:
 
     Asks for the playlist and for one segment of it. Of a master playlist the first variant: all have the same times.
     """
+    until = time.monotonic() + timeout_s
     try:
         with httpx.Client(timeout=timeout_s, follow_redirects=True) as client:
-            playlist = _read(client, uri)
+            playlist = _read(client, uri, until)
             if playlist.is_variant:
-                playlist = _read(client, playlist.playlists[0].absolute_uri)
+                playlist = _read(client, playlist.playlists[0].absolute_uri, until)
             for segment in reversed(playlist.segments):
                 if segment.current_program_date_time is not None and _is_plain(segment):
                     date = Fraction(segment.current_program_date_time.timestamp())
-                    return date - _first_timestamp(_bytes_of(client, segment))
+                    return date - _first_timestamp(_bytes_of(client, segment, until))
     except (httpx.HTTPError, httpx.InvalidURL, av.error.FFmpegError, ValueError, LookupError) as exc:
         log.debug(
             "a playlist's dates cannot be read: %s", type(exc).__name__
@@ -40,9 +43,20 @@ def date_of_zero(uri: str, *, timeout_s: float) -> Fraction | None:
     return None
 
 
-def _read(client: httpx.Client, uri: str) -> m3u8.M3U8:
-    response = client.get(uri).raise_for_status()
-    return m3u8.loads(response.text, uri=str(response.url))
+def _read(client: httpx.Client, uri: str, until: float) -> m3u8.M3U8:
+    data, at = _fetch(client, uri, until)
+    return m3u8.loads(data.decode(), uri=at)
+
+
+def _fetch(client: httpx.Client, uri: str, until: float) -> tuple[bytearray, str]:
+    """A resource and where it is; ValueError when it is too large, or not there by `until` (time.monotonic())."""
+    found = bytearray()
+    with client.stream("GET", uri) as response:
+        for chunk in response.raise_for_status().iter_bytes():
+            found += chunk
+            if len(found) > MAX_BYTES or time.monotonic() > until:
+                raise ValueError("too large, or too slow")
+        return found, str(response.url)
 
 
 def _is_plain(segment: m3u8.Segment) -> bool:
@@ -50,17 +64,10 @@ def _is_plain(segment: m3u8.Segment) -> bool:
     return not segment.byterange and (segment.key is None or segment.key.method in (None, "NONE"))
 
 
-def _bytes_of(client: httpx.Client, segment: m3u8.Segment) -> bytes:
+def _bytes_of(client: httpx.Client, segment: m3u8.Segment, until: float) -> bytes:
     """With what MP4 segments need before them."""
     parts = [segment.init_section.absolute_uri] if segment.init_section else []
-    found = b""
-    for uri in (*parts, segment.absolute_uri):
-        with client.stream("GET", uri) as response:
-            for chunk in response.raise_for_status().iter_bytes():
-                found += chunk
-                if len(found) > MAX_SEGMENT_BYTES:
-                    raise ValueError("the segment is too large")
-    return found
+    return b"".join(_fetch(client, uri, until)[0] for uri in (*parts, segment.absolute_uri))
 
 
 def _first_timestamp(data: bytes) -> Fraction:

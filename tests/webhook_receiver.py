@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 @dataclass
@@ -42,9 +43,9 @@ class Receiver:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    def __init__(self, receiver: Receiver, *args: object) -> None:
+    def __init__(self, receiver: Receiver, *args: Any) -> None:
         self._receiver = receiver
-        super().__init__(*args)  # type: ignore[arg-type]
+        super().__init__(*args)
 
     def do_POST(self) -> None:
         mine = self._receiver

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 import av
 import pytest
 from clips import steady, write_clip
-from live_servers import answers, free_port, http_server, process
+from live_servers import answers, camera, free_port, http_server, process
 
 from streamkv.hls import date_of_zero
 
@@ -86,3 +89,19 @@ def test_what_has_no_date_or_cannot_be_read_has_none(
     assert date_of_zero(f"http://bob:hunter2@127.0.0.1:{free_port()}/cam.m3u8", timeout_s=1) is None
     assert caplog.records
     assert "hunter2" not in caplog.text
+
+
+def test_one_that_trickles_or_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends a byte now and then resets the time limit of each read."""
+
+    def trickles(client: socket.socket, number: int) -> None:
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n#EXTM3U\n")
+        with suppress(OSError):  # we hang up
+            while True:
+                client.sendall(b"#")
+                time.sleep(0.05)
+
+    with camera(trickles) as port:
+        assert date_of_zero(f"http://127.0.0.1:{port}/cam.m3u8", timeout_s=1) is None
+        monkeypatch.setattr("streamkv.hls.MAX_BYTES", 20)
+        assert date_of_zero(f"http://127.0.0.1:{port}/cam.m3u8", timeout_s=10_000) is None
