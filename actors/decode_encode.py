@@ -25,6 +25,7 @@ from torch import Tensor
 
 from actors.failures import describe
 from actors.feed import Feed, OpenSource
+from actors.in_hand import InHand
 from actors.live_feed import LiveFeed, OpenLive
 from actors.messages import FeedState, FeedStatus, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
 from actors.timing import StageClock
@@ -88,6 +89,7 @@ class _Session:
     position_s: float = 0.0
     frames: int = 0
     in_flight: int = 0  # segments and gaps sent and not yet durable
+    committed_s: float = 0.0  # the end of the last one that is durable, and was not before
     closed: deque[Segment] = field(default_factory=deque)  # segments that wait to be sent
     sent: dict[int, Segment] = field(default_factory=dict)  # that are not yet durable, by number
     had: float = 0.0  # frames that it gave, over its priority; see `_take_in_turn`
@@ -120,6 +122,8 @@ class DecodeEncode:
         self._in_flight = in_flight
         self._parts: DecodeParts | None = None
         self._failure = ""
+        self._hand = InHand()
+        self._at = self._hand.slot()  # of the loop
         self._sessions: dict[str, _Session] = {}
         self._had = 0.0  # of the stream whose turn it was last
         self._acks: SimpleQueue[tuple[_Session, int | None, Future[Any]]] = SimpleQueue()
@@ -149,6 +153,7 @@ class DecodeEncode:
             session.feed.stop()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
+        self._hand.remove()
 
     def probe(self, uri: str) -> VideoInfo:
         """What the source is, as this process sees it; SourceError when it is no video."""
@@ -173,6 +178,7 @@ class DecodeEncode:
                 queue_frames=self._source.queue_frames,
                 on_change=self._wake.set,
                 clock=self.clock,
+                slot=self._hand.slot(),
             )
         assert parts.open_live is not None, "live sources need open_live"
         return LiveFeed(
@@ -182,6 +188,7 @@ class DecodeEncode:
             queue_frames=self._source.queue_frames,
             on_change=self._wake.set,
             clock=self.clock,
+            slot=self._hand.slot(),
         )
 
     def remove_stream(self, stream_id: str) -> None:
@@ -226,6 +233,7 @@ class DecodeEncode:
             totals=self.clock.totals(),
             feeds={s.spec.stream_id: _status(s) for s in self._now()},
             failure=self._failure,
+            in_hand=self._hand.place,
         )
 
     # ---- the loop
@@ -303,7 +311,8 @@ class DecodeEncode:
         self.clock.count("batches")
         with self.clock.time("segment"):
             for (session, frame), features_ND in zip(batch, features, strict=True):
-                self._advance(session, frame, features_ND)
+                with self._at.of(session.spec.stream_id, frame.start_s):
+                    self._advance(session, frame, features_ND)
 
     def _advance(self, session: _Session, frame: Frame, features_ND: Tensor) -> None:
         assert self._parts is not None
@@ -386,9 +395,11 @@ class DecodeEncode:
             except Empty:
                 return
             session.in_flight -= 1
-            if segment_no is not None:
-                del session.sent[segment_no]
             failure = future.exception()
+            if segment_no is not None:
+                segment = session.sent.pop(segment_no)
+                if failure is None and future.result():
+                    session.committed_s = segment.spans_s[-1][1]
             if failure is not None and session.state == "running":
                 is_full = isinstance(failure, StoreFullError)
                 self._end(
@@ -434,5 +445,6 @@ def _status(session: _Session) -> FeedStatus:
         frames=session.frames,
         queued=session.feed.num_queued,
         in_flight=session.in_flight,
+        committed_s=session.committed_s,
         live=session.feed.live,
     )

@@ -7,6 +7,10 @@ class WorkerLostError(RuntimeError):
     """An actor died, or did not answer in time; what was asked of it may or may not have happened."""
 
 
+class SilentError(WorkerLostError):
+    """An actor did not answer in time; it may be at work."""
+
+
 class SessionLostError(RuntimeError):
     """A stream's session is not here, or not in the state that the caller believes: it has to be resumed."""
 

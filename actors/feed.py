@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from actors.failures import describe
+from actors.in_hand import Slot
 from actors.messages import StreamSpec
 from actors.timing import StageClock
 from actors.views import GapView, LiveView
@@ -31,13 +32,16 @@ class Feed:
         queue_frames: int,
         on_change: Callable[[], None],
         clock: StageClock,
+        slot: Slot | None = None,
     ) -> None:
+        """`slot`: where its thread notes that it has the stream in hand."""
         self.spec = spec
         self.error = ""  # why the source cannot go on
         self._open_source = open_source
         self._queue_frames = queue_frames
         self._on_change = on_change
         self._clock = clock
+        self._slot = slot or Slot()
         self._frames: deque[Frame] = deque()
         self._gaps: deque[GapView] = deque()
         self._bytes = 0
@@ -100,17 +104,20 @@ class Feed:
     def _run(self) -> None:
         try:
             source = self._open_source(self.spec, self._on_gap)
+            position_s = self.spec.start_s
             while not self._stopping:
-                with self._clock.time("decode"):
+                with self._clock.time("decode"), self._slot.of(self.spec.stream_id, position_s):
                     frame = next(source, None)
                 if frame is None:
                     break
+                position_s = frame.end_s
                 self._put(frame)
         except SourceError as exc:
             self.error = str(exc)
         except Exception as exc:  # whatever a damaged file makes of a decoder ends this stream only
             self.error = describe(exc)
         finally:
+            self._slot.release()
             with self._space:
                 self._ended = True
             self._on_change()

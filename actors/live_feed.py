@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from actors.feed import Feed
+from actors.in_hand import Slot
 from actors.messages import StreamSpec
 from actors.timing import StageClock
 from actors.views import LiveView
@@ -44,8 +45,11 @@ class LiveFeed(Feed):
         queue_frames: int,
         on_change: Callable[[], None],
         clock: StageClock,
+        slot: Slot | None = None,
     ) -> None:
-        super().__init__(spec, self._frames_of, queue_frames=queue_frames, on_change=on_change, clock=clock)
+        super().__init__(
+            spec, self._frames_of, queue_frames=queue_frames, on_change=on_change, clock=clock, slot=slot
+        )
         self._source = open_live(spec, self._on_gap)
         self._sample_fps = sample_fps
         self._thinning = 1  # one of so many frames is taken in
@@ -90,7 +94,7 @@ class LiveFeed(Feed):
         )
 
     def _frames_of(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
-        return self._source.frames()
+        return self._source.frames(self._slot.aside)
 
     def _put(self, frame: Frame) -> None:
         with self._space:

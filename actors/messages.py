@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
+from actors.in_hand import Place
 from actors.views import GapView, LiveView
 from streamkv.store import StreamRecord
 from streamkv.types import Segment
@@ -113,6 +114,9 @@ class FeedStatus:
     frames: int
     queued: int  # decoded frames that wait for the tower
     in_flight: int  # segments shipped and not yet durable
+    committed_s: float = (
+        0.0  # stream time up to which segments of this session are durable that were not before
+    )
     live: LiveView | None = None
 
 
@@ -143,3 +147,4 @@ class WorkerStatus:
     feeds: dict[str, FeedStatus] = field(default_factory=dict)
     windows: dict[str, int] = field(default_factory=dict)  # stream to epoch
     failure: str = ""  # why it can do no more work; it is to be replaced
+    in_hand: Place | None = None  # where to read what it had in hand, should it end

@@ -21,6 +21,13 @@ SUSPECT_STRIKES = 2
 """From so many on a stream may be what ends its worker: those of a worker begin one at a time, each on probation."""
 PROBATION_S = 1.0
 """For how long the first strike puts a session on probation; each further one doubles it."""
+MAX_TRIALS = 2
+"""Workers that a stream may end alone, after one that had it in hand when it ended; then it is set aside, too."""
+TRIAL_S, LIVE_TRIAL_S = 30.0, 2.0
+"""For how long others wait while a stream is tried alone. An archive is acquitted before, when it has come further than
+it had; a camera shows nothing twice."""
+COURT_S = 30.0
+"""For how long a stream that is to be tried waits for its worker to come back, before it goes to another."""
 BACKOFF_S = 0.25
 PAUSE_S, MAX_PAUSE_S = 1.0, 30.0
 """Until a paused stream is looked at again, at first and at most; twice as long each time that it gets no further."""
@@ -45,8 +52,13 @@ class Charge:
     feed: FeedStatus | None = None
     restarts: int = 0
     strikes: int = 0
+    tried_at: Spot[Any] | None = None  # the worker that ended with this stream in hand
+    tried_until_s: float = 0.0  # stream time that it had come to then
+    is_live: bool = False
     next_segment_no: int = 0  # when its session began
+    opened_at: float = 0.0  # time.monotonic() when its session was about to begin
     begun_at: float = 0.0  # time.monotonic() when its session had begun
+    lost_at: float = 0.0  # time.monotonic() when a session was last lost
     not_before: float = 0.0  # time.monotonic() of the next attempt
     paused: str = ""  # why there is no room for its next segment; empty: it is not paused
     pauses: int = 0  # in a row, without one segment committed
@@ -59,16 +71,27 @@ class Charge:
     @property
     def is_poisoned(self) -> bool:
         """Whether it only ever loses its sessions, which takes its neighbours' workers down with it."""
-        return self.strikes > MAX_STRIKES
+        return self.strikes > (MAX_STRIKES if self.tried_at is None else MAX_TRIALS)
 
     @property
     def is_suspect(self) -> bool:
-        return self.strikes >= SUSPECT_STRIKES
+        return self.tried_at is not None or self.strikes >= SUSPECT_STRIKES
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether nobody else is to be where it is, or is to begin: the worker there ended with it in hand."""
+        if self.tried_at is None or self.tried_at.is_leaving:
+            return False
+        is_awaited = self.epoch == 0 and time.monotonic() - self.lost_at < COURT_S
+        return is_awaited or self.is_on_probation
 
     @property
     def is_on_probation(self) -> bool:
         """Whether its worker's end would be its doing: it is a suspect, and the last one that began there."""
-        lasts_s = PROBATION_S * 2 ** (self.strikes - 1)
+        if self.tried_at is None:
+            lasts_s = PROBATION_S * 2 ** (self.strikes - 1)
+        else:
+            lasts_s = LIVE_TRIAL_S if self.is_live else TRIAL_S
         has_begun = self.epoch > 0 and time.monotonic() - self.begun_at < lasts_s
         return self.is_suspect and (has_begun or (self.is_busy and self.epoch == 0))
 
@@ -77,13 +100,22 @@ class Charge:
         return self.to_decoding is not None or self.to_prefilling is not None
 
     def begin(self, epoch: int, next_segment_no: int) -> None:
-        """Notes a session; progress since the last one forgives all strikes and pauses."""
+        """Notes a session; progress in the last one forgives all pauses, and all strikes but what ended it."""
         if next_segment_no > self.next_segment_no:
-            self.strikes = self.pauses = 0
+            self.strikes, self.pauses = int(self.tried_at is not None), 0
         self.paused = ""
         self.has_untold_watches = False
         self.epoch, self.next_segment_no = epoch, next_segment_no
         self.begun_at = time.monotonic()
+
+    def suspect(self, spot: Spot[Any], position_s: float) -> None:
+        """Notes that the worker there ended with the stream in hand, having come so far with it."""
+        self.tried_at, self.tried_until_s = spot, position_s
+
+    def note_committed(self, end_s: float) -> None:
+        """Notes up to where its session's segments are durable: a stream that has come further is beyond suspicion."""
+        if end_s > (self.tried_until_s if self.tried_at is not None else 0.0):
+            self.strikes, self.tried_at = 0, None
 
     @property
     def spots(self) -> list[Decoding | Prefilling]:
@@ -123,6 +155,7 @@ class Charge:
     def lose(self, *, is_blamed: bool = True) -> None:
         """Notes that the session, or the attempt at one, is over."""
         self.epoch, self.draining_since = 0, 0.0
+        self.lost_at = time.monotonic()
         self.restarts += 1
         self.strikes += is_blamed
         self.not_before = time.monotonic() + BACKOFF_S * 2 ** max(0, self.strikes - 1)
@@ -132,6 +165,15 @@ class Charge:
         self.epoch, self.feed, self.paused, self.draining_since = 0, None, why, 0.0
         self.not_before = time.monotonic() + min(MAX_PAUSE_S, PAUSE_S * 2 ** min(self.pauses, 9))
         self.pauses += 1
+
+
+def on_trial(charges: Iterable[Charge]) -> dict[str, str]:
+    """Of each worker, by its name, the stream that is to be alone there, or the first of them."""
+    tried: dict[str, str] = {}
+    for charge in charges:
+        if charge.is_on_trial and charge.tried_at is not None:
+            tried.setdefault(charge.tried_at.name, charge.stream_id)
+    return tried
 
 
 def on_probation(charges: Iterable[Charge]) -> dict[str, str]:

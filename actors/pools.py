@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from actors.balance import leavers
-from actors.failures import WorkerLostError, describe
+from actors.failures import SilentError, WorkerLostError, describe
+from actors.in_hand import Place
 from actors.load import BusyMeter, work_s
 from actors.messages import WorkerStatus
 from actors.views import PoolView, WorkerView
@@ -32,6 +33,8 @@ HEAR_S = 0.5
 """How long a look waits for answers; one that comes later is there at the next look."""
 RETRY_S = 5.0
 """Until a worker that did not start is tried again."""
+MAX_NAMED = 3
+"""A worker that had more streams than this in hand when it ended says nothing about any of them."""
 MAX_ASKED = 64
 """Workers that are asked at once."""
 
@@ -49,6 +52,9 @@ class Spot(Generic[W]):
     status: WorkerStatus | None = None  # None: nothing was heard, for now
     asked_at: float = 0.0  # time.monotonic() when that was asked for
     lost_at: float = 0.0  # time.monotonic() when its process was last found to be away, or another one
+    named: Mapping[str, float] = field(
+        default_factory=dict
+    )  # streams that it had in hand then, if they are few
     away_since: float = 0.0  # time.monotonic(); 0: it is not away
     is_new: bool = True  # streams were not shared with it yet
     is_leaving: bool = False
@@ -80,9 +86,15 @@ class Pool(Generic[W]):
     """All is called by the supervisor's own thread, but for `view`."""
 
     def __init__(
-        self, name: str, config: PoolConfig, make: Callable[[str], W], start: Callable[[W], object]
+        self,
+        name: str,
+        config: PoolConfig,
+        make: Callable[[str], W],
+        start: Callable[[W], object],
+        in_hand: Callable[[Place], Mapping[str, float]],
     ) -> None:
-        """`make` finds the worker of that name, or makes it. `start` loads what it needs; once more changes nothing."""
+        """`make` finds the worker of that name, or makes it. `start` loads what it needs; once more changes nothing.
+        `in_hand`: see `Workers`."""
         self.name = name
         self.config = config
         self.size = 0
@@ -90,6 +102,7 @@ class Pool(Generic[W]):
         self.spots: list[Spot[W]] = []
         self._make = make
         self._start = start
+        self._in_hand = in_hand
         self._made = 0
         self._asking = ThreadPoolExecutor(MAX_ASKED, f"ask-{name}")
 
@@ -174,9 +187,11 @@ class Pool(Generic[W]):
             if exc is not None:
                 log.warning("worker %s does not start: %s", spot.name, spot.detail)
                 spot.not_before = time.monotonic() + RETRY_S
-        asked_at = time.monotonic()
+        asked_at, has_died = time.monotonic(), True
         try:
             status: WorkerStatus | None = spot.worker.status()
+        except SilentError:
+            status, has_died = None, False
         except WorkerLostError:
             status = None
         except Exception as exc:
@@ -185,18 +200,21 @@ class Pool(Generic[W]):
         if status is not None and status.failure:
             log.warning("worker %s is replaced: %s", spot.name, status.failure)
             spot.worker.kill()
-            status = None
+            status, has_died = None, False
         elif status is not None and not status.started:
             status = None
             if asked_at >= spot.not_before:
                 self._begin_to_start(spot)
-        self._note(spot, status, asked_at)
+        self._note(spot, status, asked_at, has_died=has_died)
 
-    def _note(self, spot: Spot[W], status: WorkerStatus | None, asked_at: float) -> None:
+    def _note(self, spot: Spot[W], status: WorkerStatus | None, asked_at: float, *, has_died: bool) -> None:
         before = spot.status
         if before is not None and (status is None or status.incarnation != before.incarnation):
-            spot.lost_at = time.monotonic()
-            spot.away_since = spot.lost_at
+            spot.named = {}
+            if has_died and before.in_hand is not None:
+                named = self._in_hand(before.in_hand)
+                spot.named = named if len(named) <= MAX_NAMED else {}
+            spot.lost_at = spot.away_since = time.monotonic()
         if status is not None:
             spot.is_new = spot.is_new or spot.is_gone
             spot.away_since = 0.0

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from actors.failures import SessionLostError, describe
+from actors.in_hand import InHand
 from actors.messages import Replay, SegmentMessage, WorkerStatus
 from actors.share import Share
 from actors.timing import StageClock
@@ -91,6 +92,8 @@ class Prefill:
         self.clock = StageClock()
         self._load = load
         self._commit = commit
+        self._hand = InHand()
+        self._at = self._hand.slot()
         self._hear_open: HearOpen | None = None
         self._looks = Share(0.0)
         self._parts: PrefillParts | None = None
@@ -121,6 +124,7 @@ class Prefill:
         with self._lock:
             self._sessions.clear()
             self._watches.clear()
+        self._hand.remove()
 
     def open_stream(
         self,
@@ -184,6 +188,10 @@ class Prefill:
                 replayed is not what it was.
             FencedError: another writer has taken the stream over.
         """
+        with self._at.of(message.stream_id, message.spans_s[-1][0]):
+            return self._ingest(message)
+
+    def _ingest(self, message: SegmentMessage) -> bool:
         parts = self._started()
         session = self._expect(message)
         with self._lock:
@@ -249,6 +257,7 @@ class Prefill:
             started=self._parts is not None and self._commit is not None,
             totals=self.clock.totals(),
             windows=windows,
+            in_hand=self._hand.place,
         )
 
     def _put_back(self, stream_id: str, session: _Session) -> None:

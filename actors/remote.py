@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from actors.failures import WorkerLostError
+from actors.failures import SilentError, WorkerLostError
 
 
 def plain_error(exc: BaseException) -> BaseException:
@@ -16,7 +16,7 @@ def plain_error(exc: BaseException) -> BaseException:
     if isinstance(exc, RayTaskError):
         return exc.cause if isinstance(exc.cause, BaseException) else WorkerLostError(str(exc))
     if isinstance(exc, GetTimeoutError):
-        return WorkerLostError("no answer in time")
+        return SilentError("no answer in time")
     if isinstance(exc, RayActorError):
         return WorkerLostError("the actor died or is being restarted")
     return WorkerLostError(str(exc))

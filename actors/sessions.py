@@ -4,6 +4,7 @@ streams at once and for each of them one thing at a time. When it is done, the s
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -61,9 +62,9 @@ class Sessions:
         """Has the stream's decoder stop it in good order, and say so."""
         self._do(charge, lambda: self._drain(charge))
 
-    def hand_over(self, charge: Charge) -> None:
-        """Ends the session where it is, and begins the next one where the stream moves to."""
-        self._do(charge, lambda: self._hand_over(charge))
+    def hand_over(self, charge: Charge, *, goes_on: bool = True) -> None:
+        """Ends the session where it is, and, if it goes on at once, begins the next one where the stream moves to."""
+        self._do(charge, lambda: self._hand_over(charge, goes_on))
 
     def pause(self, charge: Charge, why: str) -> None:
         """Until there is room: what is committed stays, what is in flight is ingested again then."""
@@ -130,6 +131,7 @@ class Sessions:
 
     def _begin(self, charge: Charge, decoding: Decoding, prefilling: Prefilling) -> None:
         store = self._opened
+        charge.opened_at = time.monotonic()
         try:
             if charge.last_epoch and charge.is_taken(store.record(charge.stream_id).epoch):
                 log.warning("stream %s: another supervisor has taken it over", charge.stream_id)
@@ -146,7 +148,7 @@ class Sessions:
             epoch = charge.last_epoch = info.epoch
             guidance = str(info.config.get("guidance", ""))
             keep_ratio = float(info.config.get("keep_ratio", 0.0))
-            is_live = bool(info.config.get("is_live", False))
+            is_live = charge.is_live = bool(info.config.get("is_live", False))
             replay = prefilling.worker.open_stream(
                 info.stream_id,
                 epoch,
@@ -185,7 +187,7 @@ class Sessions:
         assert charge.decoding is not None
         charge.decoding.worker.drain_stream(charge.stream_id)
 
-    def _hand_over(self, charge: Charge) -> None:
+    def _hand_over(self, charge: Charge, goes_on: bool) -> None:
         self.close(charge, keeps_window=charge.to_prefilling is None)
         charge.hand_over()
         self._clock.count("handovers")
@@ -193,7 +195,7 @@ class Sessions:
         assert decoding is not None
         assert prefilling is not None
         # A suspect waits for its turn there; and should one be away, the next look sees to it.
-        if decoding.has_place and prefilling.has_place and not charge.is_suspect:
+        if goes_on and decoding.has_place and prefilling.has_place and not charge.is_suspect:
             self._begin(charge, decoding, prefilling)
 
     def _pause(self, charge: Charge, why: str) -> None:

@@ -20,8 +20,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.failures import WorkerLostError
 from actors.front import SupervisorFront
+from actors.in_hand import Place, read_page
+from actors.remote import wait_for
 from actors.roles import (
     DECODE_ENCODE,
     ENCODE_POOL,
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
     from streamkv.store import ModelIdentity
 
 FOREVER = -1
+EVIDENCE_S = 2.0
+"""How long another node is asked what a worker had in hand that ended there."""
 CONTROL = "control"
 """The concurrency group that answers beside the work."""
 
@@ -114,6 +120,9 @@ class RayWorkers:
     def found(self, pool: str) -> list[str]:
         return worker_names(pool)
 
+    def in_hand(self, place: Place) -> dict[str, float]:
+        return read_page(place.path) if place.is_here else _read_elsewhere(place)
+
     def decoder(self, name: str) -> DecodeHandle:
         from actors.decode_encode import DecodeEncode
         from actors.handles import DecodeHandle
@@ -152,6 +161,19 @@ class RayWorkers:
         from actors.handles import HearOpenThroughStore
 
         return HearOpenThroughStore(store)
+
+
+def _read_elsewhere(place: Place) -> dict[str, float]:
+    """By a task on the page's node, which may be lost as well."""
+    nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerHostname"] == place.host]
+    if not nodes:
+        return {}
+    there = NodeAffinitySchedulingStrategy(nodes[0], soft=False)
+    task = ray.remote(num_cpus=0, scheduling_strategy=there, max_retries=0)(read_page)
+    with suppress(WorkerLostError):
+        found: dict[str, float] = wait_for(task.remote(place.path), EVIDENCE_S)
+        return found
+    return {}
 
 
 def _worker(cls: type, name: str, pool: PoolConfig, role: str, *, control_threads: int) -> Any:

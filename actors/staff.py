@@ -40,9 +40,11 @@ class Staff:
     def __init__(self, config: PipelineConfig, workers: Workers) -> None:
         self.identity: Future[ModelIdentity] = Future()  # of the first prefiller
         self.opened: Future[CatalogKeeper] = Future()  # the store, once it is; prefillers wait for it
-        self.encode: Pool[Decoder] = Pool(ENCODE_POOL, config.encode, workers.decoder, _start_decoder)
+        self.encode: Pool[Decoder] = Pool(
+            ENCODE_POOL, config.encode, workers.decoder, _start_decoder, workers.in_hand
+        )
         self.prefill: Pool[Prefiller] = Pool(
-            PREFILL_POOL, config.prefill, workers.prefiller, self._start_prefiller
+            PREFILL_POOL, config.prefill, workers.prefiller, self._start_prefiller, workers.in_hand
         )
         self.pools: tuple[AnyPool, ...] = (self.encode, self.prefill)
         self._limits = config.ingest
@@ -198,13 +200,25 @@ class Staff:
                     by_id[stream_id].prefilling = prefilling
 
     def give_places(self, charges: Collection[Charge]) -> None:
-        """A stream without a worker gets one; when a worker is new some others move to it, as few as can be."""
+        """A stream without a worker gets one; when a worker is new some others move to it, as few as can be.
+
+        Who is on trial stays, and where there are other workers its neighbours go to those.
+        """
         suspects = {charge.stream_id for charge in charges if charge.is_suspect}
         waits: dict[str, str] = {}
         for pool in self.pools:
-            homes = {charge.stream_id: charge.home(pool.name) for charge in charges}
+            courts = {c.tried_at for c in charges if c.is_on_trial and c.tried_at in pool.spots}
+            homes = {
+                charge.stream_id: charge.home(pool.name)
+                for charge in charges
+                if not (charge.is_on_trial and charge.tried_at in courts)
+            }
             up = {spot.name: spot for spot in pool.spots if spot.has_place}
             away = [spot.name for spot in pool.spots if spot.state == "away" and not spot.is_gone]
+            if free := {name: spot for name, spot in up.items() if spot not in courts}:
+                up, away = free, [name for name in away if name not in {spot.name for spot in courts}]
+                for spot in courts:
+                    spot.is_new = True  # it gets its share when the trial is over
             is_uneven = any(spot.is_new for spot in up.values())
             room = self._room(pool)
             moves = spread(homes, list(up), away=away, pinned=suspects, room=room, evenly=is_uneven)
@@ -213,7 +227,7 @@ class Staff:
             for charge in charges:
                 if charge.stream_id in moves:
                     charge.send(pool.name, up[moves[charge.stream_id]])
-                elif not homes[charge.stream_id]:
+                elif not homes.get(charge.stream_id, "on trial"):
                     waits.setdefault(charge.stream_id, _why_not(pool, len(up), room))
         for charge in charges:
             charge.waits = waits.get(charge.stream_id, "")

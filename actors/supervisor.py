@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 
 from actors.failures import NotReadyError, WorkerLostError, describe
-from actors.placement import Charge, on_probation
+from actors.placement import Charge, on_probation, on_trial
+from actors.roles import ENCODE_POOL, PREFILL_POOL
 from actors.sessions import Sessions
 from actors.staff import AnySpot, Staff
 from actors.stream_settings import check_own, check_priority, own_settings, stream_config
@@ -67,6 +68,7 @@ class Supervisor:
         self._charges: dict[str, Charge] = {}
         self._changes = threading.Lock()  # guards the dict, not what is in it
         self._probation: dict[str, str] = {}  # of each worker; as it was when this look began
+        self._trials: dict[str, str] = {}  # the same
         self._under_way = 0  # streams that are between two workers
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -276,6 +278,7 @@ class Supervisor:
         self._under_way = sum(charge.draining_since > 0 for charge in charges)
         self._staff.resize(charges)
         self._staff.give_places(charges)
+        self._trials = on_trial(charges)
         for charge in charges:
             if not charge.is_busy and charge.lock.acquire(blocking=False):
                 try:
@@ -291,10 +294,18 @@ class Supervisor:
         self._staff.hear()
         self.clock.count("polls", len(self._staff.spots))
         for charge in self._all():
-            spot = charge.prefilling  # a decoder's streams are missed one by one: it says which it has
-            if spot is not None and charge.epoch and not charge.is_busy and charge.begun_at < spot.lost_at:
-                is_blamed = self._is_blamed(charge, spot)
-                self._sessions.lose(charge, "its prefill actor was lost", is_blamed=is_blamed)
+            spots: tuple[AnySpot | None, ...] = (charge.decoding, charge.prefilling)
+            for spot in spots:
+                if spot is None or charge.is_busy or charge.opened_at >= spot.lost_at:
+                    continue
+                if (position_s := self._named(spot).get(charge.stream_id)) is not None:
+                    charge.suspect(spot, position_s)
+                if charge.epoch == 0:
+                    continue
+                if spot is charge.prefilling:
+                    self._lose(charge, spot, "its prefill actor was lost")
+                elif charge.tried_at is spot:  # others are missed one by one: a decoder says which it has
+                    self._lose(charge, spot, "its decoder ended while it had the stream in hand")
         for decoding in self._staff.encode.spots:
             if decoding.status is not None:
                 running = [name for name, feed in decoding.status.feeds.items() if feed.state == "running"]
@@ -328,25 +339,34 @@ class Supervisor:
             return  # away, and when it is back it will not know the stream; or it was not asked since
         feed = status.feeds.get(charge.stream_id)
         if feed is None or feed.epoch != charge.epoch:
-            is_blamed = self._is_blamed(charge, decoding)
-            self._sessions.lose(charge, "its decoder was restarted", is_blamed=is_blamed)
+            self._lose(charge, decoding, "its decoder was restarted")
         elif feed.state == "running":
             charge.feed = feed
+            charge.note_committed(feed.committed_s)
             self._move_on(charge)
         elif feed.state == "full":
             self._sessions.pause(charge, feed.detail)
         elif feed.state == "lost":
-            self._sessions.lose(charge, feed.detail, is_blamed=self._is_blamed(charge, prefilling))
+            self._lose(charge, prefilling, feed.detail)
         elif feed.state == "drained":
-            self._sessions.hand_over(charge)
+            self._hand_over(charge)
         else:
             self._sessions.finish(charge, feed.state, feed.detail)
         if charge.epoch and charge.has_untold_watches and not charge.is_busy:
             self._sessions.tell_watches(charge)
 
-    def _is_blamed(self, charge: Charge, spot: AnySpot) -> bool:
-        """Whether what was lost with that worker may be its doing: not while another is on probation there."""
-        return self._probation.get(spot.name, charge.stream_id) == charge.stream_id
+    def _lose(self, charge: Charge, spot: AnySpot, why: str) -> None:
+        """What was lost with that worker is the doing of those that it had in hand. Where nobody knows who that was, it
+        is that of the stream on probation there, or else it may be anyone's."""
+        blamed = set(self._named(spot)) if charge.opened_at < spot.lost_at else set()
+        if not blamed and (tried := self._probation.get(spot.name)):
+            blamed = {tried}
+        self._sessions.lose(charge, why, is_blamed=not blamed or charge.stream_id in blamed)
+
+    def _named(self, spot: AnySpot) -> Mapping[str, float]:
+        """Streams that the worker had in hand when it ended; of several only the one that is on probation there."""
+        tried = self._probation.get(spot.name, "")
+        return {tried: spot.named[tried]} if tried in spot.named else spot.named
 
     def _begin_if_due(self, charge: Charge) -> None:
         """Where it is to be; a suspect begins alone on its workers."""
@@ -355,6 +375,11 @@ class Supervisor:
             return
         if not (decoding.has_place and prefilling.has_place):
             return
+        if tried := self._gives_way_to(charge):
+            charge.waits = f"waits while {tried} is tried alone: an actor ended with that in hand"
+            return
+        if charge.is_on_trial and self._has_company(charge):
+            return
         if charge.is_suspect:
             spots = (decoding.name, prefilling.name)
             if any(name in self._probation for name in spots):
@@ -362,14 +387,27 @@ class Supervisor:
             self._probation.update(dict.fromkeys(spots, charge.stream_id))
         self._sessions.begin(charge, decoding, prefilling)
 
+    def _hand_over(self, charge: Charge) -> None:
+        self._sessions.hand_over(charge, goes_on=not self._gives_way_to(charge))
+
+    def _has_company(self, charge: Charge) -> bool:
+        """Whether another stream is still where this one is to be tried."""
+        others = [other for other in self._all() if other is not charge and (other.epoch or other.is_busy)]
+        return any(charge.tried_at in (other.decoding, other.prefilling) for other in others)
+
+    def _gives_way_to(self, charge: Charge) -> str:
+        """Another stream that is to be alone where this one is, or goes to; empty: there is none."""
+        tried = [self._trials.get(charge.home(pool), "") for pool in (ENCODE_POOL, PREFILL_POOL)]
+        return next((stream_id for stream_id in tried if stream_id not in ("", charge.stream_id)), "")
+
     def _move_on(self, charge: Charge) -> None:
-        """A stream that is to be elsewhere stops where it is, unless too many are on their way."""
+        """A stream that is to be elsewhere, or makes way, stops where it is, unless too many are on their way."""
         now = time.monotonic()
         if charge.draining_since:
             if now - charge.draining_since > DRAIN_S:
                 log.warning("stream %s: moves before all that it sent is committed", charge.stream_id)
-                self._sessions.hand_over(charge)
-        elif charge.is_moving and self._under_way < MOVES_AT_ONCE:
+                self._hand_over(charge)
+        elif (charge.is_moving or self._gives_way_to(charge)) and self._under_way < MOVES_AT_ONCE:
             self._under_way += 1
             charge.draining_since = now
             self._sessions.drain(charge)

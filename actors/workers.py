@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from actors.in_hand import Place
 from actors.messages import Beginning, Replay, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
 from streamkv.store import ModelIdentity, SegmentPlace, StreamInfo, StreamRecord, StreamState, WatchRecord
 from streamkv.video import VideoInfo
@@ -78,6 +79,10 @@ class Workers(Protocol):
 
     def found(self, pool: str) -> list[str]:
         """Names of the pool's workers that are there."""
+        ...
+
+    def in_hand(self, place: Place) -> dict[str, float]:
+        """Streams that a worker had in hand which has ended, and how far it had come; empty when nobody can say."""
         ...
 
     def decoder(self, name: str) -> Any: ...

@@ -6,7 +6,7 @@ Stream time starts at the first picture, whatever its timestamp says.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -61,8 +61,9 @@ class Source:
         keyframes_only: bool = False,
         wants: Callable[[Any], bool] | None = None,
         max_read_errors: int = MAX_READ_ERRORS,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`wants` sees every packet before it is decoded, and may refuse it."""
+        """`wants` sees every packet before it is decoded, and may refuse it. `waiting` is entered for each read."""
         self.container = container
         self.stream = stream
         self.errors = 0  # packets or reads that failed, so far
@@ -71,6 +72,7 @@ class Source:
         self._keyframes_only = keyframes_only
         self._wants = wants
         self._max_read_errors = max_read_errors
+        self._waiting = waiting
         self.origin: Fraction | None = None  # the first picture's own timestamp
         rate = stream.average_rate or stream.guessed_rate or 25
         self.picture_s = min(1 / Fraction(rate), MAX_STATED_S)
@@ -202,7 +204,12 @@ class Source:
         failed_reads = 0
         while failed_reads < self._max_read_errors:
             try:
-                for packet in self.container.demux(self.stream):
+                packets = self.container.demux(self.stream)
+                while True:
+                    with self._waiting():
+                        packet = next(packets, None)
+                    if packet is None:
+                        return
                     failed_reads = 0
                     if self._wants is not None and not self._wants(packet):
                         continue
@@ -216,7 +223,6 @@ class Source:
                         continue
                     except av.error.FFmpegError:
                         self.errors += 1
-                return
             except av.error.EOFError:
                 return
             except av.error.FFmpegError as exc:

@@ -19,7 +19,8 @@ import re
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -32,6 +33,8 @@ from streamkv.grid import NEAR_S, Grid, OnGap
 from streamkv.types import Frame
 from streamkv.uris import redact_uri
 from streamkv.video import VideoInfo
+
+Waiting = Callable[[], AbstractContextManager[None]]
 
 Clock = Literal["sender", "arrival"]
 """Whose wall clock dates a frame: the source's own (RTP reports, an HLS playlist's dates), or ours when it arrived."""
@@ -127,6 +130,7 @@ class Connection:
         threads: int = 1,
         repeats: Repeats | None = None,
         is_first: bool = True,
+        waiting: Waiting = nullcontext,
     ) -> None:
         """Connects.
 
@@ -143,7 +147,8 @@ class Connection:
         self._sender: Fraction | None = None  # the sender's wall clock at timestamp 0
         place, arguments = _how_to_open(uri)
         try:
-            self._container = av.open(place, timeout=timeout_s, **arguments)
+            with waiting():
+                self._container = av.open(place, timeout=timeout_s, **arguments)
         except (av.error.FFmpegError, OSError, ValueError) as exc:
             raise AwayError(strerror(exc)) from None
         self._is_playlist = self._container.format.name == "hls"
@@ -163,6 +168,7 @@ class Connection:
             keyframes_only=keyframes_only,
             wants=self._look_at,
             max_read_errors=1,
+            waiting=waiting,
         )
         if self._is_playlist:
             from streamkv.hls import date_of_zero
@@ -312,8 +318,10 @@ class LiveSource:
         """Ends `frames` at the next picture, or when the source has been silent for `timeout_s`."""
         self._stop.set()
 
-    def frames(self) -> Iterator[LiveFrame]:
+    def frames(self, waiting: Waiting = nullcontext) -> Iterator[LiveFrame]:
         """The picture on show at each sampling time, until the broadcast ends or `stop` is called.
+
+        `waiting` is entered whenever the source has nothing to do but to wait for the camera.
 
         Raises:
             SourceError: it was away for longer than it may be.
@@ -321,7 +329,7 @@ class LiveSource:
         while not self._stop.is_set():
             self._resumed_at = math.inf
             try:
-                yield from self._connect()
+                yield from self._connect(waiting)
             except EndedError:
                 return
             except AwayError as exc:
@@ -331,9 +339,10 @@ class LiveSource:
             else:
                 reason = "stopped"
             if not self._stop.is_set():
-                self._wait(reason)
+                with waiting():
+                    self._wait(reason)
 
-    def _connect(self) -> Iterator[LiveFrame]:
+    def _connect(self, waiting: Waiting) -> Iterator[LiveFrame]:
         """Frames of one connection; always ends in an error, unless stopped."""
         with Connection(
             self._uri,
@@ -342,6 +351,7 @@ class LiveSource:
             threads=self._threads,
             repeats=self._repeats,
             is_first=self.connections == 0 and self._start_s <= 0,
+            waiting=waiting,
         ) as connection:
             self.connections += 1
             self._timeline.begin_connection()

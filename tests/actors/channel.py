@@ -14,6 +14,7 @@ from actors.decode_encode import DecodeEncode, DecodeParts
 from actors.messages import StreamSpec
 from actors.parts import _open_source
 from streamkv.config import SourceConfig
+from streamkv.live import Waiting
 from streamkv.segmentation import Segmenter
 from streamkv.types import Frame
 from streamkv.video import VideoInfo
@@ -43,7 +44,7 @@ class Channel:
             )
             self.count += 1
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self, waiting: Waiting) -> Iterator[Frame]:
         return iter(self.shown.get, None)
 
     def stop(self) -> None:

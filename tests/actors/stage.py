@@ -15,6 +15,7 @@ import numpy as np
 
 from actors.decode_encode import DecodeEncode, DecodeParts
 from actors.failures import WorkerLostError
+from actors.in_hand import Place, read_page
 from actors.messages import SegmentMessage, StreamSpec
 from actors.prefill import Prefill, PrefillParts
 from actors.store_actor import StoreActor
@@ -102,6 +103,7 @@ class Mortal:
         self.is_away = False
         self.is_dismissed = False
         self.lives = 1
+        self.had_in_hand: dict[Place, dict[str, float]] = {}
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any) -> Any:
@@ -117,6 +119,8 @@ class Mortal:
 
     def kill(self) -> None:
         """Dies and comes back empty. A call that runs goes on, as in a process that was cut off."""
+        if isinstance(self.instance, DecodeEncode | Prefill) and (place := self.instance.status().in_hand):
+            self.had_in_hand[place] = read_page(place.path)
         old, self.instance = self.instance, self._make()
         self.lives += 1
         threading.Thread(target=old.shutdown, daemon=True).start()
@@ -173,6 +177,10 @@ class LocalWorkers:
 
     def found(self, pool: str) -> list[str]:
         return []
+
+    def in_hand(self, place: Place) -> dict[str, float]:
+        workers = (*self.decoders, *self.prefillers)
+        return next((w.had_in_hand[place] for w in workers if place in w.had_in_hand), {})
 
     def decoder(self, name: str) -> Mortal:
         load = partial(decode_parts, self.footage, self.encoder)

@@ -23,6 +23,7 @@ from test_decode_encode import Ledger
 
 from actors import live_feed
 from actors.decode_encode import DecodeEncode, DecodeParts
+from actors.in_hand import read_page
 from actors.live_feed import MAX_THINNING, LiveFeed
 from actors.messages import StreamSpec
 from actors.parts import _open_live, _open_source
@@ -405,3 +406,28 @@ def test_camera_that_moves_misses_what_it_shows_meanwhile_and_says_so(
     assert len(moves) == 1
     holes = [(start_s, end_s) for start_s, end_s in moves if start_s < end_s]
     assert all(any(g.start_s <= s and e <= g.end_s for g in gaps) for s, e in holes), "nothing in silence"
+
+
+def test_a_camera_that_is_waited_for_is_not_in_hand(cam: tuple[Camera, str]) -> None:
+    """Else each camera of a decoder that ends would be suspected of ending it."""
+    actor = DecodeEncode(partial(parts, LIVE, MeanEncoder()), LIVE, in_flight=2)
+    actor.start()
+    place = actor.status().in_hand
+    assert place is not None
+
+    def times_in_hand(seconds: float) -> int:
+        end, times = time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            times += "s" in read_page(place.path)
+        return times
+
+    actor.add_stream(spec_of(cam[1]), Ledger())
+    wait_until(lambda: actor.status().feeds["s"].frames > 2)
+    wait_until(lambda: times_in_hand(0.2) == 0)
+    assert times_in_hand(0.5) == 0, "it has sent all, and holds the line"
+    cam[0].only_once = True
+    cam[0].cut()
+    wait_until(lambda: getattr(actor.status().feeds["s"].live, "outage", "") != "")
+    wait_until(lambda: times_in_hand(0.2) == 0)
+    actor.shutdown()
+    assert read_page(place.path) == {}

@@ -104,14 +104,14 @@ def title(process: Any) -> str:
         return ""
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 90.0, pause_s: float = 0.05) -> None:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 180.0, pause_s: float = 0.05) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(pause_s)
 
 
-def wait_for_end(client: Client, *stream_ids: str, timeout_s: float = 120.0) -> dict[str, dict[str, Any]]:
+def wait_for_end(client: Client, *stream_ids: str, timeout_s: float = 240.0) -> dict[str, dict[str, Any]]:
     """The streams, once none is being ingested."""
     found: dict[str, dict[str, Any]] = {}
 
