@@ -106,10 +106,9 @@ class InHand:
         self._free.append(number)
 
     def write(self, number: int, mark: bytes) -> None:
+        at = number * SLOT_BYTES
         if self._memory is not None:
-            self._memory[number * SLOT_BYTES : (number + 1) * SLOT_BYTES] = mark[:SLOT_BYTES].ljust(
-                SLOT_BYTES, b"\0"
-            )
+            self._memory[at : at + SLOT_BYTES] = mark[:SLOT_BYTES].ljust(SLOT_BYTES, b"\0")
 
     def remove(self) -> None:
         """At an end in good order, of which nobody will ask why."""
@@ -126,9 +125,8 @@ def read_page(path: str) -> dict[str, float]:
         return {}
     found: dict[str, float] = {}
     for at in range(0, len(page), SLOT_BYTES):
-        stream_id, _, position_s = (
-            page[at : at + SLOT_BYTES].rstrip(b"\0").decode(errors="replace").partition(" ")
-        )
+        mark = page[at : at + SLOT_BYTES].rstrip(b"\0").decode(errors="replace")
+        stream_id, _, position_s = mark.partition(" ")
         with suppress(ValueError):  # an empty slot, or one that was cut off while it was written
             found[stream_id] = max(float(position_s), found.get(stream_id, 0.0))
     return found

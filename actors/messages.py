@@ -115,7 +115,7 @@ class FeedStatus:
     queued: int  # decoded frames that wait for the tower
     in_flight: int  # segments shipped and not yet durable
     committed_s: float = (
-        0.0  # stream time up to which segments of this session are durable that were not before
+        0.0  # the end of the last segment of this session that is durable, and was not before
     )
     live: LiveView | None = None
 

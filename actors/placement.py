@@ -100,9 +100,10 @@ class Charge:
         return self.to_decoding is not None or self.to_prefilling is not None
 
     def begin(self, epoch: int, next_segment_no: int) -> None:
-        """Notes a session; progress in the last one forgives all pauses, and all strikes but what ended it."""
+        """Notes a session; progress in the last one forgives all pauses, and strikes unless it is to be tried."""
         if next_segment_no > self.next_segment_no:
-            self.strikes, self.pauses = int(self.tried_at is not None), 0
+            self.pauses = 0
+            self.strikes = self.strikes if self.tried_at is not None else 0
         self.paused = ""
         self.has_untold_watches = False
         self.epoch, self.next_segment_no = epoch, next_segment_no

@@ -52,9 +52,7 @@ class Spot(Generic[W]):
     status: WorkerStatus | None = None  # None: nothing was heard, for now
     asked_at: float = 0.0  # time.monotonic() when that was asked for
     lost_at: float = 0.0  # time.monotonic() when its process was last found to be away, or another one
-    named: Mapping[str, float] = field(
-        default_factory=dict
-    )  # streams that it had in hand then, if they are few
+    named: Mapping[str, float] = field(default_factory=dict)  # what it had in hand then, if that is little
     away_since: float = 0.0  # time.monotonic(); 0: it is not away
     is_new: bool = True  # streams were not shared with it yet
     is_leaving: bool = False
@@ -210,16 +208,23 @@ class Pool(Generic[W]):
     def _note(self, spot: Spot[W], status: WorkerStatus | None, asked_at: float, *, has_died: bool) -> None:
         before = spot.status
         if before is not None and (status is None or status.incarnation != before.incarnation):
-            spot.named = {}
-            if has_died and before.in_hand is not None:
-                named = self._in_hand(before.in_hand)
-                spot.named = named if len(named) <= MAX_NAMED else {}
+            spot.named = self._last_in_hand(spot.name, before) if has_died else {}
             spot.lost_at = spot.away_since = time.monotonic()
         if status is not None:
             spot.is_new = spot.is_new or spot.is_gone
             spot.away_since = 0.0
         spot.status = status
         spot.asked_at = asked_at  # last: whoever reads it first reads a status that is no older
+
+    def _last_in_hand(self, name: str, last: WorkerStatus) -> Mapping[str, float]:
+        if last.in_hand is None:
+            return {}
+        try:
+            named = self._in_hand(last.in_hand)
+        except Exception as exc:
+            log.warning("worker %s died, and nobody can say what it had in hand: %s", name, describe(exc))
+            return {}
+        return named if len(named) <= MAX_NAMED else {}
 
     def _begin_to_start(self, spot: Spot[W]) -> None:
         """In a thread of its own: a large model loads for minutes, and a worker may wait for a node as long."""

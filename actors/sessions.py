@@ -225,4 +225,4 @@ def _note_loss(charge: Charge, why: str, *, is_blamed: bool = True) -> str:
     charge.lose(is_blamed=is_blamed)
     if not charge.is_poisoned:
         return ""
-    return f"set aside after {charge.strikes} restarts without a segment in between; the last: {why}"
+    return f"set aside after {charge.strikes} restarts without getting further; the last: {why}"
