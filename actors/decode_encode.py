@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from actors.failures import describe
+from actors.failures import NotReadyError, describe
 from actors.feed import Feed, OpenSource
 from actors.in_hand import InHand
 from actors.live_feed import LiveFeed, OpenLive
@@ -157,18 +157,21 @@ class DecodeEncode:
 
     def probe(self, uri: str) -> VideoInfo:
         """What the source is, as this process sees it; SourceError when it is no video."""
-        assert self._parts is not None, "start() comes first"
-        return self._parts.probe(uri, timeout_s=min(self._source.live_timeout_s, PROBE_STEP_S))
+        return self._started().probe(uri, timeout_s=min(self._source.live_timeout_s, PROBE_STEP_S))
 
     def add_stream(self, spec: StreamSpec, sink: SegmentSink) -> None:
         """Starts a session; an earlier one of the same stream ends."""
-        assert self._parts is not None, "start() comes first"
-        feed = self._feed(spec, self._parts)
+        feed = self._feed(spec, self._started())
         session = _Session(spec, feed, sink, position_s=spec.start_s, is_watched=spec.is_watched)
         self.remove_stream(spec.stream_id)
         with self._lock:
             self._sessions[spec.stream_id] = session
         feed.start()
+
+    def _started(self) -> DecodeParts:
+        if self._parts is None:
+            raise NotReadyError("this decoder is being started again; try again a little later")
+        return self._parts
 
     def _feed(self, spec: StreamSpec, parts: DecodeParts) -> Feed:
         if not spec.is_live:

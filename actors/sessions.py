@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Literal
 
-from actors.failures import WorkerLostError, describe
+from actors.failures import NotReadyError, WorkerLostError, describe
 from actors.messages import StreamSpec
 from actors.placement import Charge, Decoding, Prefilling
 from actors.standing import questions_of
@@ -175,6 +175,8 @@ class Sessions:
             self._let_go(charge)
         except StoreFullError as exc:  # of the catalog
             self._pause(charge, str(exc))
+        except NotReadyError as exc:  # nobody's doing: the next look sees that the decoder is being started
+            log.warning("stream %s: %s", charge.stream_id, exc)
         except (StreamKVError, RuntimeError) as exc:
             if too_often := _note_loss(charge, describe(exc)):
                 self._finish(charge, "failed", too_often)

@@ -13,6 +13,7 @@ import torch
 from stage import SOURCE, Footage, MeanEncoder, decode_parts, wait_until
 
 from actors.decode_encode import DecodeEncode
+from actors.failures import NotReadyError
 from actors.messages import SegmentMessage, StreamSpec
 from actors.views import GapView
 from streamkv.types import Segment
@@ -273,3 +274,12 @@ def test_features_cross_as_they_are(dtype: torch.dtype) -> None:
     assert (back.segment_no, back.spans_s, back.similarities, back.num_source_frames, back.resume_s) == (
         5, spans, (1.0, 0.5, 0.25), 7, 3.0,
     )  # fmt: skip
+
+
+def test_a_decoder_that_has_just_been_started_again_says_so(footage: Footage, encoder: MeanEncoder) -> None:
+    actor = DecodeEncode(partial(decode_parts, footage, encoder), SOURCE, in_flight=2)
+    with pytest.raises(NotReadyError, match="try again"):
+        actor.probe("40")
+    with pytest.raises(NotReadyError, match="try again"):
+        actor.add_stream(StreamSpec("s", "40", epoch=1), Ledger())
+    actor.shutdown()

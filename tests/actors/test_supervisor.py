@@ -455,7 +455,7 @@ def test_a_stream_that_ends_its_worker_takes_nobody_down_twice(
     pools = PoolConfig(actors=num_actors)
     workers = deadly(stage.root)
     supervisor = stage.open(workers, encode=pools, prefill=pools)
-    for stream_id in ("a", "b", "poison", "c", "d", "e"):
+    for stream_id in ("a", "b", "c", "d", "e", "poison"):
         supervisor.add_stream(stream_id, "120")
     waited: set[str] = set()
 
