@@ -21,8 +21,8 @@ SUSPECT_STRIKES = 2
 """From so many on a stream may be what ends its worker: those of a worker begin one at a time, each on probation."""
 PROBATION_S = 1.0
 """For how long the first strike puts a session on probation; each further one doubles it."""
-MAX_TRIALS = 2
-"""Workers that a stream may end alone, after one that had it in hand when it ended; then it is set aside, too."""
+MAX_ENDED = 2
+"""Workers that may end in a row with a stream in hand at the same place of it; at the next one it is set aside, too."""
 TRIAL_S, LIVE_TRIAL_S = 30.0, 2.0
 """For how long others wait while a stream is tried alone. An archive is acquitted before, when it has come further than
 it had; a camera shows nothing twice."""
@@ -53,7 +53,10 @@ class Charge:
     restarts: int = 0
     strikes: int = 0
     tried_at: Spot[Any] | None = None  # the worker that ended with this stream in hand
-    tried_until_s: float = 0.0  # stream time that it had come to then
+    tried_until_s: float = 0.0  # stream time that it had come to then, or an earlier worker that ended so
+    num_ended: int = 0  # workers that ended there, in a row
+    suspected_at: float = 0.0  # `Spot.lost_at` of the last one
+    tried_from: float = 0.0  # time.monotonic() when its first session since then had begun; 0: it has not
     is_live: bool = False
     next_segment_no: int = 0  # when its session began
     opened_at: float = 0.0  # time.monotonic() when its session was about to begin
@@ -71,7 +74,7 @@ class Charge:
     @property
     def is_poisoned(self) -> bool:
         """Whether it only ever loses its sessions, which takes its neighbours' workers down with it."""
-        return self.strikes > (MAX_STRIKES if self.tried_at is None else MAX_TRIALS)
+        return self.strikes > MAX_STRIKES or self.num_ended > MAX_ENDED
 
     @property
     def is_suspect(self) -> bool:
@@ -82,17 +85,17 @@ class Charge:
         """Whether nobody else is to be where it is, or is to begin: the worker there ended with it in hand."""
         if self.tried_at is None or self.tried_at.is_leaving:
             return False
-        is_awaited = self.epoch == 0 and time.monotonic() - self.lost_at < COURT_S
-        return is_awaited or self.is_on_probation
+        is_awaited = not self.tried_from and time.monotonic() - self.lost_at < COURT_S
+        return (is_awaited and self.epoch == 0) or self.is_on_probation
 
     @property
     def is_on_probation(self) -> bool:
         """Whether its worker's end would be its doing: it is a suspect, and the last one that began there."""
         if self.tried_at is None:
-            lasts_s = PROBATION_S * 2 ** (self.strikes - 1)
+            from_s, lasts_s = self.begun_at, PROBATION_S * 2 ** (self.strikes - 1)
         else:
-            lasts_s = LIVE_TRIAL_S if self.is_live else TRIAL_S
-        has_begun = self.epoch > 0 and time.monotonic() - self.begun_at < lasts_s
+            from_s, lasts_s = self.tried_from, LIVE_TRIAL_S if self.is_live else TRIAL_S
+        has_begun = self.epoch > 0 and time.monotonic() - from_s < lasts_s
         return self.is_suspect and (has_begun or (self.is_busy and self.epoch == 0))
 
     @property
@@ -100,23 +103,34 @@ class Charge:
         return self.to_decoding is not None or self.to_prefilling is not None
 
     def begin(self, epoch: int, next_segment_no: int) -> None:
-        """Notes a session; progress in the last one forgives all pauses, and strikes unless it is to be tried."""
+        """Notes a session; progress since the last one forgives all strikes and pauses."""
         if next_segment_no > self.next_segment_no:
-            self.pauses = 0
-            self.strikes = self.strikes if self.tried_at is not None else 0
+            self.strikes = self.pauses = 0
         self.paused = ""
         self.has_untold_watches = False
         self.epoch, self.next_segment_no = epoch, next_segment_no
         self.begun_at = time.monotonic()
+        self.tried_from = self.tried_from or self.begun_at
 
     def suspect(self, spot: Spot[Any], position_s: float) -> None:
-        """Notes that the worker there ended with the stream in hand, having come so far with it."""
-        self.tried_at, self.tried_until_s = spot, position_s
+        """Notes that the worker there ended with the stream in hand, having come so far with it; once for each end.
+
+        What ends its worker does so at the same place each time; elsewhere it was in hand by chance. A camera has no
+        places.
+        """
+        if self.suspected_at == spot.lost_at:
+            return
+        if self.tried_at is not None and (self.is_live or position_s == self.tried_until_s):
+            self.num_ended += 1
+        elif self.tried_at is None or position_s > self.tried_until_s:
+            self.num_ended, self.tried_until_s = 1, position_s
+        self.tried_at, self.suspected_at, self.tried_from = spot, spot.lost_at, 0.0
 
     def note_committed(self, end_s: float) -> None:
         """Notes up to where its session's segments are durable: a stream that has come further is beyond suspicion."""
         if end_s > (self.tried_until_s if self.tried_at is not None else 0.0):
-            self.strikes, self.tried_at = 0, None
+            self.strikes = self.num_ended = 0
+            self.tried_at = None
 
     @property
     def spots(self) -> list[Decoding | Prefilling]:

@@ -227,4 +227,5 @@ def _note_loss(charge: Charge, why: str, *, is_blamed: bool = True) -> str:
     charge.lose(is_blamed=is_blamed)
     if not charge.is_poisoned:
         return ""
-    return f"set aside after {charge.strikes} restarts without getting further; the last: {why}"
+    count = max(charge.strikes, charge.num_ended)
+    return f"set aside after {count} restarts without getting further; the last: {why}"

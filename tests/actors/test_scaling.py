@@ -327,6 +327,7 @@ def test_a_stream_that_ends_its_decoder_is_not_moved_to_another_ones_neighbours(
     """The pool grows while it is on trial: the newcomer gets others, and only the old decoder dies of it."""
     monkeypatch.setattr("actors.placement.BACKOFF_S", 0.02)
     monkeypatch.setattr("actors.placement.PROBATION_S", 0.1)
+    monkeypatch.setattr("actors.placement.TRIAL_S", 0.1)
     held = threading.Event()
 
     class Deadly(Footage):
