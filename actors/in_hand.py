@@ -27,6 +27,9 @@ PREFIX = "streamkv-in-hand-"
 OLD_S = 60.0
 """A page is read within seconds of its process's end; after that any later worker may remove it."""
 
+InHands = dict[str, tuple[float, ...]]
+"""Positions in seconds of stream time, by stream."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -116,19 +119,19 @@ class InHand:
             Path(self.place.path).unlink(missing_ok=True)
 
 
-def read_page(path: str) -> dict[str, float]:
-    """Streams that a process had in hand, which may have ended, and how far it had come with each; empty when there is
-    no such page here."""
+def read_page(path: str) -> InHands:
+    """Streams that a process had in hand, which may have ended, and how far each of its threads had come with them;
+    empty when there is no such page here."""
     try:
         page = Path(path).read_bytes()
     except OSError:
         return {}
-    found: dict[str, float] = {}
+    found: dict[str, tuple[float, ...]] = {}
     for at in range(0, len(page), SLOT_BYTES):
         mark = page[at : at + SLOT_BYTES].rstrip(b"\0").decode(errors="replace")
         stream_id, _, position_s = mark.partition(" ")
         with suppress(ValueError):  # an empty slot, or one that was cut off while it was written
-            found[stream_id] = max(float(position_s), found.get(stream_id, 0.0))
+            found[stream_id] = (*found.get(stream_id, ()), float(position_s))
     return found
 
 

@@ -53,7 +53,9 @@ class Charge:
     restarts: int = 0
     strikes: int = 0
     tried_at: Spot[Any] | None = None  # the worker that ended with this stream in hand
-    tried_until_s: float = 0.0  # stream time that it had come to then, or an earlier worker that ended so
+    places_s: frozenset[float] = (
+        frozenset()
+    )  # stream times that its threads had come to then, in all such ends
     num_ended: int = 0  # workers that ended there, in a row
     suspected_at: float = 0.0  # `Spot.lost_at` of the last one
     tried_from: float = 0.0  # time.monotonic() when its first session since then had begun; 0: it has not
@@ -112,7 +114,7 @@ class Charge:
         self.begun_at = time.monotonic()
         self.tried_from = self.tried_from or self.begun_at
 
-    def suspect(self, spot: Spot[Any], position_s: float) -> None:
+    def suspect(self, spot: Spot[Any], positions_s: Iterable[float]) -> None:
         """Notes that the worker there ended with the stream in hand, having come so far with it; once for each end.
 
         What ends its worker does so at the same place each time; elsewhere it was in hand by chance. A camera has no
@@ -120,15 +122,17 @@ class Charge:
         """
         if self.suspected_at == spot.lost_at:
             return
-        if self.tried_at is not None and (self.is_live or position_s == self.tried_until_s):
-            self.num_ended += 1
-        elif self.tried_at is None or position_s > self.tried_until_s:
-            self.num_ended, self.tried_until_s = 1, position_s
+        places_s = frozenset(positions_s)
+        again = places_s & self.places_s
+        if self.tried_at is not None and (again or self.is_live):
+            self.num_ended, self.places_s = self.num_ended + 1, again or places_s
+        elif self.tried_at is None or max(places_s) > max(self.places_s):
+            self.num_ended, self.places_s = 1, places_s
         self.tried_at, self.suspected_at, self.tried_from = spot, spot.lost_at, 0.0
 
     def note_committed(self, end_s: float) -> None:
         """Notes up to where its session's segments are durable: a stream that has come further is beyond suspicion."""
-        if end_s > (self.tried_until_s if self.tried_at is not None else 0.0):
+        if end_s > (max(self.places_s) if self.tried_at is not None else 0.0):
             self.strikes = self.num_ended = 0
             self.tried_at = None
 

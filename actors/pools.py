@@ -19,7 +19,7 @@ from typing import Generic, Literal, TypeVar
 
 from actors.balance import leavers
 from actors.failures import SilentError, WorkerLostError, describe
-from actors.in_hand import Place
+from actors.in_hand import InHands, Place
 from actors.load import BusyMeter, work_s
 from actors.messages import WorkerStatus
 from actors.views import PoolView, WorkerView
@@ -52,7 +52,7 @@ class Spot(Generic[W]):
     status: WorkerStatus | None = None  # None: nothing was heard, for now
     asked_at: float = 0.0  # time.monotonic() when that was asked for
     lost_at: float = 0.0  # time.monotonic() when its process was last found to be away, or another one
-    named: Mapping[str, float] = field(default_factory=dict)  # what it had in hand then, if that is little
+    named: InHands = field(default_factory=dict)  # what it had in hand then, if that is little
     away_since: float = 0.0  # time.monotonic(); 0: it is not away
     is_new: bool = True  # streams were not shared with it yet
     is_leaving: bool = False
@@ -89,7 +89,7 @@ class Pool(Generic[W]):
         config: PoolConfig,
         make: Callable[[str], W],
         start: Callable[[W], object],
-        in_hand: Callable[[Place], Mapping[str, float]],
+        in_hand: Callable[[Place], InHands],
     ) -> None:
         """`make` finds the worker of that name, or makes it. `start` loads what it needs; once more changes nothing.
         `in_hand`: see `Workers`."""
@@ -216,7 +216,7 @@ class Pool(Generic[W]):
         spot.status = status
         spot.asked_at = asked_at  # last: whoever reads it first reads a status that is no older
 
-    def _last_in_hand(self, name: str, last: WorkerStatus) -> Mapping[str, float]:
+    def _last_in_hand(self, name: str, last: WorkerStatus) -> InHands:
         if last.in_hand is None:
             return {}
         try:

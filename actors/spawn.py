@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.failures import WorkerLostError
 from actors.front import SupervisorFront
-from actors.in_hand import Place, read_page
+from actors.in_hand import InHands, Place, read_page
 from actors.remote import wait_for
 from actors.roles import (
     DECODE_ENCODE,
@@ -120,7 +120,7 @@ class RayWorkers:
     def found(self, pool: str) -> list[str]:
         return worker_names(pool)
 
-    def in_hand(self, place: Place) -> dict[str, float]:
+    def in_hand(self, place: Place) -> InHands:
         return read_page(place.path) if place.is_here else _read_elsewhere(place)
 
     def decoder(self, name: str) -> DecodeHandle:
@@ -163,7 +163,7 @@ class RayWorkers:
         return HearOpenThroughStore(store)
 
 
-def _read_elsewhere(place: Place) -> dict[str, float]:
+def _read_elsewhere(place: Place) -> InHands:
     """By a task on the page's node, which may be lost as well."""
     nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerHostname"] == place.host]
     if not nodes:
@@ -171,7 +171,7 @@ def _read_elsewhere(place: Place) -> dict[str, float]:
     there = NodeAffinitySchedulingStrategy(nodes[0], soft=False)
     task = ray.remote(num_cpus=0, scheduling_strategy=there, max_retries=0)(read_page)
     with suppress(WorkerLostError):
-        found: dict[str, float] = wait_for(task.remote(place.path), EVIDENCE_S)
+        found: InHands = wait_for(task.remote(place.path), EVIDENCE_S)
         return found
     return {}
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 
 from actors.failures import NotReadyError, WorkerLostError, describe
+from actors.in_hand import InHands
 from actors.placement import Charge, on_probation, on_trial
 from actors.roles import ENCODE_POOL, PREFILL_POOL
 from actors.sessions import Sessions
@@ -298,8 +299,8 @@ class Supervisor:
             for spot in spots:
                 if spot is None or charge.is_busy or charge.opened_at >= spot.lost_at:
                     continue
-                if (position_s := self._named(spot).get(charge.stream_id)) is not None:
-                    charge.suspect(spot, position_s)
+                if positions_s := self._named(spot).get(charge.stream_id):
+                    charge.suspect(spot, positions_s)
                 if charge.epoch == 0:
                     continue
                 if spot is charge.prefilling:
@@ -363,7 +364,7 @@ class Supervisor:
             blamed = {tried}
         self._sessions.lose(charge, why, is_blamed=not blamed or charge.stream_id in blamed)
 
-    def _named(self, spot: AnySpot) -> Mapping[str, float]:
+    def _named(self, spot: AnySpot) -> InHands:
         """Streams that the worker had in hand when it ended; of several only the one that is on probation there."""
         tried = self._probation.get(spot.name, "")
         return {tried: spot.named[tried]} if tried in spot.named else spot.named

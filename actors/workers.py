@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from actors.in_hand import Place
+from actors.in_hand import InHands, Place
 from actors.messages import Beginning, Replay, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
 from streamkv.store import ModelIdentity, SegmentPlace, StreamInfo, StreamRecord, StreamState, WatchRecord
 from streamkv.video import VideoInfo
@@ -81,7 +81,7 @@ class Workers(Protocol):
         """Names of the pool's workers that are there."""
         ...
 
-    def in_hand(self, place: Place) -> dict[str, float]:
+    def in_hand(self, place: Place) -> InHands:
         """Streams that a worker had in hand which has ended, and how far it had come; empty when nobody can say."""
         ...
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from actors.decode_encode import DecodeEncode, DecodeParts
 from actors.failures import WorkerLostError
-from actors.in_hand import Place, read_page
+from actors.in_hand import InHands, Place, read_page
 from actors.messages import SegmentMessage, StreamSpec
 from actors.prefill import Prefill, PrefillParts
 from actors.store_actor import StoreActor
@@ -103,7 +103,7 @@ class Mortal:
         self.is_away = False
         self.is_dismissed = False
         self.lives = 1
-        self.had_in_hand: dict[Place, dict[str, float]] = {}
+        self.had_in_hand: dict[Place, InHands] = {}
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any) -> Any:
@@ -178,7 +178,7 @@ class LocalWorkers:
     def found(self, pool: str) -> list[str]:
         return []
 
-    def in_hand(self, place: Place) -> dict[str, float]:
+    def in_hand(self, place: Place) -> InHands:
         workers = (*self.decoders, *self.prefillers)
         return next((w.had_in_hand[place] for w in workers if place in w.had_in_hand), {})
 

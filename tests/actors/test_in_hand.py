@@ -36,7 +36,7 @@ def test_a_process_that_is_killed_leaves_what_it_had_in_hand(tmp_path: Path) -> 
         [sys.executable, "-c", DYING, str(tmp_path)], capture_output=True, text=True, timeout=60
     )
     assert ended.returncode == -signal.SIGKILL
-    assert read_page(ended.stdout.strip()) == {"working": 17.25}
+    assert read_page(ended.stdout.strip()) == {"working": (17.25,)}
 
 
 def test_a_mark_stands_for_as_long_as_the_work(tmp_path: Path) -> None:
@@ -44,9 +44,9 @@ def test_a_mark_stands_for_as_long_as_the_work(tmp_path: Path) -> None:
     one, other = page.slot(), page.slot()
     with one.of("a"):
         with other.of("b@17", 2.5):
-            assert read_page(page.place.path) == {"a": 0.0, "b@17": 2.5}  # type: ignore[union-attr]
+            assert read_page(page.place.path) == {"a": (0.0,), "b@17": (2.5,)}  # type: ignore[union-attr]
         with other.of("a", 61.0):
-            assert read_page(page.place.path) == {"a": 61.0}  # type: ignore[union-attr]
+            assert read_page(page.place.path) == {"a": (0.0, 61.0)}  # type: ignore[union-attr]
         with one.aside():
             assert held(page) == set()
         assert held(page) == {"a"}

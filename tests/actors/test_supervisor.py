@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -435,9 +435,9 @@ def suspected(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     found: set[str] = set()
     suspect = Charge.suspect
 
-    def note(charge: Charge, spot: Spot[Any], position_s: float) -> None:
+    def note(charge: Charge, spot: Spot[Any], positions_s: Iterable[float]) -> None:
         found.add(charge.stream_id)
-        suspect(charge, spot, position_s)
+        suspect(charge, spot, positions_s)
 
     monkeypatch.setattr(Charge, "suspect", note)
     return found
@@ -543,7 +543,7 @@ def test_who_does_not_answer_in_time_is_at_work_and_names_nobody(
     is_named: bool,
 ) -> None:
     workers = LocalWorkers(stage.root, Footage(pace_s=0.01))
-    monkeypatch.setattr(workers, "in_hand", lambda place: {"a": 0.0})
+    monkeypatch.setattr(workers, "in_hand", lambda place: {"a": (0.0,)})
     supervisor = stage.open(workers)
     supervisor.add_stream("a", "100")
     wait_until(lambda: supervisor.stream("a").num_segments > 1)
@@ -562,3 +562,37 @@ def test_who_does_not_answer_in_time_is_at_work_and_names_nobody(
     wait_for_end(supervisor)
     stage.check({"a": 100})
     assert suspected == ({"a"} if is_named else set())
+
+
+def charge_that_ended(*places_s: tuple[float, ...]) -> Charge:
+    """A stream that workers had in hand there when they ended, one after the other."""
+    charge = Charge("a")
+    for number, positions_s in enumerate(places_s):
+        charge.suspect(Spot("encode-0", None, lost_at=1.0 + number), positions_s)
+    return charge
+
+
+@pytest.mark.parametrize(
+    ("places_s", "is_poisoned"),
+    [
+        ([(13.0,)] * 3, True),
+        ([(13.0,)] * 2, False),
+        ([(13.0, 17.0), (13.0,), (13.0, 15.0)], True),  # its other thread was somewhere else each time
+        ([(13.0, 17.0), (13.0,), (17.0,)], False),
+        ([(13.0,), (14.0,), (15.0,)], False),  # it got further each time
+        ([(13.0,), (9.0,), (13.0,)], False),
+        ([(13.0,), (9.0,), (13.0,), (13.0,)], True),
+    ],
+)
+def test_a_stream_is_set_aside_when_workers_end_at_the_same_place_of_it(
+    places_s: list[tuple[float, ...]], is_poisoned: bool
+) -> None:
+    assert charge_that_ended(*places_s).is_poisoned == is_poisoned
+
+
+def test_a_stream_is_acquitted_when_it_has_come_further() -> None:
+    charge = charge_that_ended((13.0, 17.0), (13.0,))
+    charge.note_committed(13.0)
+    assert charge.tried_at is not None
+    charge.note_committed(14.0)
+    assert (charge.tried_at, charge.num_ended) == (None, 0)

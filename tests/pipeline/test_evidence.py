@@ -47,4 +47,4 @@ with local_ray(PipelineConfig(), make_temp()):
 def test_the_page_of_a_dead_actor_is_read_on_its_node() -> None:
     ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout.splitlines()[-1]) == [{"gate": 17.0}, {"gate": 17.0}, {}, {}, True]
+    assert json.loads(ended.stdout.splitlines()[-1]) == [{"gate": [17.0]}, {"gate": [17.0]}, {}, {}, True]
