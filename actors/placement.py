@@ -53,9 +53,7 @@ class Charge:
     restarts: int = 0
     strikes: int = 0
     tried_at: Spot[Any] | None = None  # the worker that ended with this stream in hand
-    places_s: frozenset[float] = (
-        frozenset()
-    )  # stream times that its threads had come to then, in all such ends
+    places_s: frozenset[float] = frozenset()  # stream times that its threads had come to in all such ends
     num_ended: int = 0  # workers that ended there, in a row
     suspected_at: float = 0.0  # `Spot.lost_at` of the last one
     tried_from: float = 0.0  # time.monotonic() when its first session since then had begun; 0: it has not

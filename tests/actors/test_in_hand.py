@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.in_hand import NUM_SLOTS, OLD_S, PREFIX, SLOT_BYTES, InHand, read_page
+from actors.in_hand import NUM_SLOTS, OLD_S, PREFIX, SLOT_BYTES, InHand, InHands, read_page
 
 DYING = """
 import os, signal, sys
@@ -26,9 +26,13 @@ with waiting.of("waiting"), waiting.aside(), working.of("working", 17.25):
 """
 
 
-def held(page: InHand) -> set[str]:
+def positions(page: InHand) -> InHands:
     assert page.place is not None
-    return set(read_page(page.place.path))
+    return read_page(page.place.path)
+
+
+def held(page: InHand) -> set[str]:
+    return set(positions(page))
 
 
 def test_a_process_that_is_killed_leaves_what_it_had_in_hand(tmp_path: Path) -> None:
@@ -44,9 +48,9 @@ def test_a_mark_stands_for_as_long_as_the_work(tmp_path: Path) -> None:
     one, other = page.slot(), page.slot()
     with one.of("a"):
         with other.of("b@17", 2.5):
-            assert read_page(page.place.path) == {"a": (0.0,), "b@17": (2.5,)}  # type: ignore[union-attr]
+            assert positions(page) == {"a": (0.0,), "b@17": (2.5,)}
         with other.of("a", 61.0):
-            assert read_page(page.place.path) == {"a": (0.0, 61.0)}  # type: ignore[union-attr]
+            assert positions(page) == {"a": (0.0, 61.0)}
         with one.aside():
             assert held(page) == set()
         assert held(page) == {"a"}
@@ -74,7 +78,8 @@ def test_slots_are_used_again_and_threads_beyond_the_last_leave_no_mark(tmp_path
     slots[0].release()  # once is enough
     with page.slot().of("again"), slots[0].of("released"):
         assert held(page) == {"again"}
-    assert Path(page.place.path).stat().st_size == NUM_SLOTS * SLOT_BYTES  # type: ignore[union-attr]
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size == NUM_SLOTS * SLOT_BYTES
 
 
 def test_a_page_is_gone_after_an_end_in_good_order_or_when_nobody_has_read_it_for_long(

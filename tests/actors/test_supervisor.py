@@ -5,19 +5,15 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 from stage import (
     IDENTITY,
     SOURCE,
     Footage,
     LastingWorkers,
-    LocalSink,
     LocalWorkers,
     MeanEncoder,
     Mortal,
@@ -26,21 +22,14 @@ from stage import (
     wait_for_end,
     wait_until,
 )
-from torch import Tensor
 
-from actors.failures import NotReadyError, SilentError, WorkerLostError
-from actors.messages import SegmentMessage, StreamSpec, WorkerStatus
-from actors.placement import Charge
-from actors.pools import Spot
-from actors.prefill import Prefill
+from actors.failures import NotReadyError
 from actors.supervisor import Supervisor
 from pipeline.schemas import Stream
 from pipeline.show import waiting_text
 from streamkv.config import CompressConfig, MethodConfig, PoolConfig
 from streamkv.errors import ConfigError, StreamExistsError, StreamIdError, UnknownStreamError
-from streamkv.grid import OnGap
 from streamkv.store import SegmentPlace, SegmentStore
-from streamkv.types import Frame
 from streamkv.watches import WatchAnswer
 
 
@@ -311,288 +300,3 @@ def test_threads_are_gone_after_shutdown(stage: Stage) -> None:
     wait_until(lambda: supervisor.stream("leaves-no-thread").num_segments > 0)
     supervisor.shutdown()
     wait_until(lambda: not any("leaves-no-thread" in t.name for t in threading.enumerate()))
-
-
-class HeldFootage(Footage):
-    """Shows `poison` to whom it ends, and the others when they are let go."""
-
-    def __init__(self, held: threading.Event, poison: Callable[[], None]) -> None:
-        super().__init__()
-        self._held, self._poison = held, poison
-
-    def open(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
-        if spec.stream_id == "poison":
-            time.sleep(0.05)  # others have begun by then
-            self._poison()
-        else:
-            self._held.wait(30)
-        yield from super().open(spec, on_gap)
-
-
-class DeadlySource(LocalWorkers):
-    """The decoder ends that opens `poison`."""
-
-    def __init__(self, root: Path, held: threading.Event) -> None:
-        super().__init__(root, HeldFootage(held, self.poison))
-        self.held = held
-
-    def poison(self) -> None:
-        self.decoders[0].kill()
-        self.held.wait(30)  # it sends nothing after its end
-
-
-class DeadlySink(LocalSink):
-    """What `poison` ships ends the actor that it goes to."""
-
-    def ship(self, message: SegmentMessage) -> Future[bool]:
-        if message.stream_id == "poison":
-            self.prefill.kill()
-        return super().ship(message)
-
-
-class DeadlySegments(DeadlySource):
-    def poison(self) -> None:
-        """Not yet."""
-
-    def sink(self, prefill: Mortal, store: Mortal) -> LocalSink:
-        return DeadlySink(prefill, store, self._thread)
-
-
-@pytest.mark.parametrize("deadly", [DeadlySource, DeadlySegments])
-def test_a_stream_that_ends_its_worker_each_time_does_not_take_slow_neighbours_with_it(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, deadly: type[DeadlySource]
-) -> None:
-    """The neighbours commit nothing while it is tried: they are cameras whose segments take longer than that."""
-    monkeypatch.setattr("actors.placement.BACKOFF_S", 0.02)
-    monkeypatch.setattr("actors.placement.PROBATION_S", 0.3)
-    monkeypatch.setattr("actors.placement.TRIAL_S", 0.3)
-    held = threading.Event()
-    supervisor = stage.open(deadly(stage.root, held))
-    for stream_id in ("a", "b", "poison", "c"):
-        supervisor.add_stream(stream_id, "40")
-    wait_until(lambda: supervisor.stream("poison").state == "failed", 60)
-    assert "set aside" in supervisor.stream("poison").detail
-    held.set()
-    wait_for_end(supervisor)
-    stage.check({"a": 40, "b": 40, "c": 40})
-
-
-class SlowEncoder(MeanEncoder):
-    """So that decoders wait for it, with nothing in hand."""
-
-    def encode_frames(self, frames: Sequence[np.ndarray]) -> Tensor:
-        time.sleep(0.02)
-        return super().encode_frames(frames)
-
-
-class WitnessedSource(LocalWorkers):
-    """A decoder ends while `poison` is decoded, each time at the same frame."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root, Footage(), SlowEncoder())
-        self.footage.open = self._open  # type: ignore[method-assign]
-
-    def _open(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
-        for frame in Footage.open(self.footage, spec, on_gap):
-            if spec.stream_id == "poison" and frame.start_s == 13:
-                if spec.next_segment_no:
-                    time.sleep(0.7)  # what comes before is committed by then, which acquits nobody
-                next(d for d in self.decoders if spec.stream_id in d.instance.status().feeds).kill()
-                return
-            yield frame
-
-
-class WitnessedSegments(LocalWorkers):
-    """A prefill actor ends while it has the fourth segment of `poison` in hand."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root, Footage(), SlowEncoder())
-
-    def prefiller(self, name: str) -> Mortal:
-        made = super().prefiller(name)
-        make = made._make
-
-        def deadly() -> Prefill:
-            prefill = make()
-            ingest = prefill._ingest
-
-            def ingest_or_die(message: SegmentMessage) -> bool:
-                if message.stream_id == "poison" and message.segment_no == 3:
-                    made.kill()
-                return bool(ingest(message))
-
-            prefill._ingest = ingest_or_die
-            return prefill
-
-        made._make = deadly
-        made.instance = deadly()
-        return made
-
-
-@pytest.fixture
-def suspected(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Streams that are suspected as time goes by."""
-    found: set[str] = set()
-    suspect = Charge.suspect
-
-    def note(charge: Charge, spot: Spot[Any], positions_s: Iterable[float]) -> None:
-        found.add(charge.stream_id)
-        suspect(charge, spot, positions_s)
-
-    monkeypatch.setattr(Charge, "suspect", note)
-    return found
-
-
-@pytest.mark.parametrize("num_actors", [1, 2])
-@pytest.mark.parametrize("deadly", [WitnessedSource, WitnessedSegments])
-def test_a_stream_that_ends_its_worker_takes_nobody_down_twice(
-    stage: Stage,
-    caplog: pytest.LogCaptureFixture,
-    suspected: set[str],
-    deadly: type[LocalWorkers],
-    num_actors: int,
-) -> None:
-    """Its neighbours lose one session, when it does so first; after that it is tried alone, and set aside."""
-    pools = PoolConfig(actors=num_actors)
-    workers = deadly(stage.root)
-    supervisor = stage.open(workers, encode=pools, prefill=pools)
-    for stream_id in ("a", "b", "c", "d", "e", "poison"):
-        supervisor.add_stream(stream_id, "120")
-    waited: set[str] = set()
-
-    def is_set_aside() -> bool:
-        waited.update(view.stream_id for view in supervisor.streams() if "is tried alone" in view.detail)
-        return supervisor.stream("poison").state == "failed"
-
-    wait_until(is_set_aside, 60)
-    if num_actors == 1:
-        assert waited
-    else:
-        assert waited <= suspected, "there was another worker to go to"
-    assert "set aside after 3 restarts without getting further" in supervisor.stream("poison").detail
-    wait_for_end(supervisor)
-    stage.check(dict.fromkeys("abcde", 120))
-    lost = [caplog.text.count(f"stream {stream_id}: its session is lost") for stream_id in "abcde"]
-    assert set(lost) <= {0, 1}, lost
-    assert sum(lost) >= 2, "neighbours were there"
-    mortals = workers.decoders if deadly is WitnessedSource else workers.prefillers
-    assert sum(mortal.lives for mortal in mortals) == num_actors + 3, "it had three sessions, on one of them"
-
-
-def test_a_stream_that_was_in_hand_by_chance_is_acquitted_and_gets_company_again(stage: Stage) -> None:
-    """Whoever kills a worker from outside finds a stream in hand; that one goes on as the others do."""
-    held = threading.Event()
-
-    class Once(Footage):
-        def open(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
-            for frame in super().open(spec, on_gap):
-                if spec.stream_id == "b" and frame.start_s == 13 and not held.is_set():
-                    held.set()
-                    workers.decoders[0].kill()
-                    return
-                yield frame
-
-    workers = LocalWorkers(stage.root, Once(), SlowEncoder())
-    supervisor = stage.open(workers)
-    for stream_id in ("a", "b", "c"):
-        supervisor.add_stream(stream_id, "120")
-    wait_until(lambda: supervisor._charges["b"].tried_at is not None)
-    assert supervisor._charges["b"].is_on_trial
-    wait_until(lambda: supervisor._charges["b"].tried_at is None)
-    wait_for_end(supervisor)
-    stage.check({"a": 120, "b": 120, "c": 120})
-
-
-def test_of_several_that_were_in_hand_each_is_tried_alone_and_who_was_tried_makes_way(
-    stage: Stage, caplog: pytest.LogCaptureFixture
-) -> None:
-    """`a` is decoded while the decoder ends that `poison` ends, and comes first; it is acquitted, and lost once."""
-    a_is_in_hand = threading.Event()
-
-    class Both(WitnessedSource):
-        def _open(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
-            for frame in super()._open(spec, on_gap):
-                if spec.stream_id == "a" and frame.start_s == 13 and not a_is_in_hand.is_set():
-                    a_is_in_hand.set()
-                    time.sleep(3.0)  # until its process is gone
-                    return
-                if spec.stream_id == "poison" and frame.start_s == 12:
-                    assert a_is_in_hand.wait(30)
-                yield frame
-
-    supervisor = stage.open(Both(stage.root))
-    for stream_id in ("a", "poison", "b"):
-        supervisor.add_stream(stream_id, "400")
-    wait_until(lambda: {supervisor._charges[s].tried_at is not None for s in ("a", "poison")} == {True})
-    wait_until(lambda: supervisor.stream("poison").state == "failed", 60)
-    wait_for_end(supervisor)
-    stage.check({"a": 400, "b": 400})
-    lost = [
-        caplog.text.count(f"stream {stream_id}: its session is lost") for stream_id in ("a", "poison", "b")
-    ]
-    assert lost == [1, 3, 1]
-    assert supervisor.stats()["handovers"] >= 1, "one that was running made way"
-
-
-@pytest.mark.parametrize(("failure", "is_named"), [(WorkerLostError, True), (SilentError, False)])
-def test_who_does_not_answer_in_time_is_at_work_and_names_nobody(
-    stage: Stage,
-    monkeypatch: pytest.MonkeyPatch,
-    suspected: set[str],
-    failure: type[WorkerLostError],
-    is_named: bool,
-) -> None:
-    workers = LocalWorkers(stage.root, Footage(pace_s=0.01))
-    monkeypatch.setattr(workers, "in_hand", lambda place: {"a": (0.0,)})
-    supervisor = stage.open(workers)
-    supervisor.add_stream("a", "100")
-    wait_until(lambda: supervisor.stream("a").num_segments > 1)
-    (prefiller,) = workers.prefillers
-    status, calls = prefiller.status, []
-
-    def away_once() -> WorkerStatus:
-        calls.append(0)
-        if len(calls) == 1:
-            raise failure("away")
-        answer: WorkerStatus = status()
-        return answer
-
-    monkeypatch.setattr(prefiller, "status", away_once, raising=False)
-    wait_until(lambda: len(calls) > 2)
-    wait_for_end(supervisor)
-    stage.check({"a": 100})
-    assert suspected == ({"a"} if is_named else set())
-
-
-def charge_that_ended(*places_s: tuple[float, ...]) -> Charge:
-    """A stream that workers had in hand there when they ended, one after the other."""
-    charge = Charge("a")
-    for number, positions_s in enumerate(places_s):
-        charge.suspect(Spot("encode-0", None, lost_at=1.0 + number), positions_s)
-    return charge
-
-
-@pytest.mark.parametrize(
-    ("places_s", "is_poisoned"),
-    [
-        ([(13.0,)] * 3, True),
-        ([(13.0,)] * 2, False),
-        ([(13.0, 17.0), (13.0,), (13.0, 15.0)], True),  # its other thread was somewhere else each time
-        ([(13.0, 17.0), (13.0,), (17.0,)], False),
-        ([(13.0,), (14.0,), (15.0,)], False),  # it got further each time
-        ([(13.0,), (9.0,), (13.0,)], False),
-        ([(13.0,), (9.0,), (13.0,), (13.0,)], True),
-    ],
-)
-def test_a_stream_is_set_aside_when_workers_end_at_the_same_place_of_it(
-    places_s: list[tuple[float, ...]], is_poisoned: bool
-) -> None:
-    assert charge_that_ended(*places_s).is_poisoned == is_poisoned
-
-
-def test_a_stream_is_acquitted_when_it_has_come_further() -> None:
-    charge = charge_that_ended((13.0, 17.0), (13.0,))
-    charge.note_committed(13.0)
-    assert charge.tried_at is not None
-    charge.note_committed(14.0)
-    assert (charge.tried_at, charge.num_ended) == (None, 0)
