@@ -38,10 +38,11 @@ model: $(INSTALLED)  ## Train the demo model anew (hours; docs/demo-model.md) in
 	$(TRAIN).ship --eyes out/eyes.pt --decoder out/joint/last.pt
 	$(TRAIN).score --scenes 1 4
 
-# `dev` pins torch to the release that has a CPU build; a GPU machine installs '.[gpu]' by itself.
+# `dev` pins torch to the release that has a CPU build; a GPU machine installs '.[gpu]' by itself. Bytecode is compiled as
+# modules are first imported, which few of those installed ever are.
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV); the first time takes a few minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	@touch $@
