@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -37,7 +38,8 @@ class Prompt:
     room: int  # tokens of the answer
     hidden_TD: Tensor
     queries: list[Query] = field(default_factory=list)  # of each layer
-    candidates: list[Candidates] = field(default_factory=list)
+    candidates: list[Candidates] = field(default_factory=list)  # of each layer that has looked by itself
+    agreed: np.ndarray = field(default_factory=lambda: NOTHING.segment_nos)  # segments, from `agrees_at` on
     layers: list[LayerReading] = field(default_factory=list)
     error: Exception | None = None
 
@@ -77,7 +79,8 @@ class PromptRun:
         watch.lap("query")
 
     def search(self) -> None:
-        """All layers, each choosing by its own query; where counts adapt, the last layer only searches."""
+        """All layers, each choosing by its own query, from `agrees_at` on among what was agreed on; where counts adapt,
+        the last layer only searches."""
         adapts, last = self._retriever.is_adaptive, self._model.num_layers - 1
         looks_first = adapts and self._retriever.method.retrieve.looks == "first"
         choose = self._only_ask if looks_first else self._search_layer
@@ -116,8 +119,10 @@ class PromptRun:
         if going:
             logits_QV = self._model.logits(torch.cat([prompt.hidden_TD[-1:] for prompt in going]))
             for prompt, logits in zip(going, logits_QV, strict=True):
+                voters = self._retriever.voters(len(prompt.candidates))
+                candidates = tuple(prompt.candidates[layer] for layer in voters)
                 readings[prompt] = Reading(
-                    tuple(prompt.layers), logits, tuple(prompt.candidates), len(prompt.memory.segments)
+                    tuple(prompt.layers), logits, candidates, len(prompt.memory.segments)
                 )
         self._watch.lap("prefill")
         return [prompt.error or readings[prompt] for prompt in self._prompts]
@@ -126,7 +131,13 @@ class PromptRun:
         self, layer: int, prompts: Sequence[Prompt], q_THd: Tensor
     ) -> dict[Prompt, BlockChoice]:
         self._ask(prompts, q_THd)
-        return self._look(layer, prompts)
+        agrees_at = self._retriever.agrees_at
+        if agrees_at is None or layer < agrees_at:
+            return self._look(layer, prompts)
+        if layer == agrees_at:
+            self._look(layer, prompts)
+            self._agree(_going(prompts))
+        return self._each_memory(_going(prompts), partial(self._look_in_agreed, layer))
 
     def _only_ask(self, layer: int, prompts: Sequence[Prompt], q_THd: Tensor) -> dict[Prompt, BlockChoice]:
         self._ask(prompts, q_THd)
@@ -158,6 +169,20 @@ class PromptRun:
         for prompt, (candidates, _) in looks.items():
             prompt.candidates.append(candidates)
         return {prompt: choice for prompt, (_, choice) in looks.items()}
+
+    def _agree(self, prompts: Sequence[Prompt]) -> None:
+        def agree(memory: VideoMemory, some: Sequence[Prompt]) -> list[np.ndarray]:
+            return self._retriever.agree_each(memory, [Looks(p.queries, p.candidates) for p in some])
+
+        for prompt, agreed in self._each_memory(prompts, agree).items():
+            prompt.agreed = agreed
+
+    def _look_in_agreed(
+        self, layer: int, memory: VideoMemory, prompts: Sequence[Prompt]
+    ) -> list[BlockChoice]:
+        retriever = self._retriever
+        queries, agreed = [p.queries[layer] for p in prompts], [p.agreed for p in prompts]
+        return [retriever.choose(c) for c in retriever.look_in_each(memory, layer, queries, agreed)]
 
     def _choose_anew(self, memory: VideoMemory, prompts: Sequence[Prompt]) -> list[list[BlockChoice]]:
         """What each layer of each prompt reads, once all layers have looked."""

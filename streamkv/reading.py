@@ -40,7 +40,7 @@ class Reading:
 
     layers: tuple[LayerReading, ...]
     logits: Tensor  # (vocabulary,) for the answer's first token
-    candidates: tuple[Candidates, ...]  # of the first run, one a layer
+    candidates: tuple[Candidates, ...]  # of the layers that say how sure the search is
     num_segments: int  # that were searched
 
     @property

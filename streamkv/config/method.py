@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from streamkv.config.checks import check, need
@@ -119,6 +120,10 @@ class RetrieveConfig:
     else."""
     agree_share: float = 0.0
     """The same policies: leave out segments with less than this share of the best one's score."""
+    agree_layers: list[int] = field(default_factory=list)
+    """The same policies: the layers that choose, from 0, ascending. The last of them and those after it read what was
+    chosen, those before it what each finds by itself, and the prompt runs once; counts are then `uniform`. Empty: all
+    layers choose, and the prompt runs again."""
     cover_share: float = 0.95
     """Policy `cover`: a question names several moments if its mean query's best segment stands out less than this share
     of what a single token's best segment does."""
@@ -145,6 +150,13 @@ class RetrieveConfig:
                     ">= 0",
                 ),
                 need(self.agree_segments >= 1, "retrieve.agree_segments", self.agree_segments, ">= 1"),
+                need(
+                    all(layer >= 0 for layer in self.agree_layers)
+                    and all(a < b for a, b in pairwise(self.agree_layers)),
+                    "retrieve.agree_layers",
+                    self.agree_layers,
+                    "layers from 0 on, ascending",
+                ),
                 *(
                     need(0 <= value <= 1, f"retrieve.{name}", value, "0 to 1")
                     for name, value in (

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from streamkv.config import MethodConfig
+from streamkv.errors import ConfigError
 from streamkv.memory import VideoMemory
 from streamkv.retrieval.base import Candidates, Looks
 from streamkv.retrieval.topk import TopK
@@ -18,7 +19,7 @@ DECIMALS = 9
 
 
 class Agreement(TopK):
-    """`topk` among the `agree_segments` segments that all layers together score highest (and the latest blocks).
+    """`topk` among the `agree_segments` segments that layers together score highest (and the latest blocks).
 
     A layer alone is easily fooled by a segment that resembles the right one in what this layer looks at; and blocks
     of a wrong segment in one layer disturb what the others read.
@@ -26,21 +27,40 @@ class Agreement(TopK):
 
     def __init__(self, method: MethodConfig, geometry: Geometry) -> None:
         super().__init__(method, geometry)
-        self.is_adaptive = True
+        layers = self.config.agree_layers
+        if not layers:
+            self.is_adaptive = True
+            return
+        if layers[-1] >= geometry.num_layers:
+            raise ConfigError(
+                f"retrieve.agree_layers: got {layers}, but the model's layers are 0 to {geometry.num_layers - 1}"
+            )
+        if self.is_adaptive:
+            raise ConfigError(
+                f"retrieve.agree_layers: got {layers} with retrieve.budget.policy={self.config.budget.policy}, which "
+                "waits for all layers; set it to uniform, or agree_layers to []"
+            )
+        self.agrees_at = layers[-1]
+
+    def voters(self, num_layers: int) -> Sequence[int]:
+        return self.config.agree_layers or range(num_layers)
 
     def reconsider_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[Sequence[Candidates]]:
         """One table a layer, of what any of them agreed on."""
-        agreed = [np.array(segment_nos, np.int64) for segment_nos in self.agree_each(memory, looks)]
+        agreed = self.agree_each(memory, looks)
         layers = [
             self.look_in_each(memory, layer, queries, agreed)
             for layer, queries in enumerate(zip(*(look.queries for look in looks), strict=True))
         ]
         return [list(each) for each in zip(*layers, strict=True)]
 
-    def agree_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[list[int]]:
-        """For each question the segments that all layers read, the surest first."""
+    def agree_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[np.ndarray]:
         count, share = self.config.agree_segments, self.config.agree_share
-        return [agreed_segments(look.candidates, count, share) for look in looks]
+        found = [agreed_segments(self._of_voters(look.candidates), count, share) for look in looks]
+        return [np.array(segment_nos, np.int64) for segment_nos in found]
+
+    def _of_voters(self, candidates: Sequence[Candidates]) -> list[Candidates]:
+        return [candidates[layer] for layer in self.voters(len(candidates))]
 
 
 class Scores(NamedTuple):

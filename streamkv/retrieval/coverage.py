@@ -15,7 +15,7 @@ from torch import Tensor
 from streamkv.memory import VideoMemory
 from streamkv.retrieval.agreement import Agreement, Scores, over_layers
 from streamkv.retrieval.base import Looks, Query, stand_out
-from streamkv.retrieval.topk import rows_of
+from streamkv.retrieval.topk import rows_of, union_of
 
 TOKEN_CANDIDATES = 8
 """All queries together may bring this many times `candidate_segments` into a layer, or one segment each."""
@@ -29,30 +29,32 @@ class Coverage(Agreement):
     of what some token's best one does. Either way at most `agree_segments`.
     """
 
-    def agree_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[list[int]]:
+    def agree_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[np.ndarray]:
         best = super().agree_each(memory, looks)
         # Of a single segment nothing else comes near it.
         unsure = [i for i, segment_nos in enumerate(best) if len(segment_nos) > 1]
         if unsure:
             found = self._scores_of_tokens(memory, [looks[i].queries for i in unsure])
             for i, scores in zip(unsure, found, strict=True):
-                best[i] = self._covering(scores) or best[i]
+                covering = self._covering(scores)
+                if len(covering):
+                    best[i] = covering
         return best
 
-    def _covering(self, scores: Scores) -> list[int]:
+    def _covering(self, scores: Scores) -> np.ndarray:
         """Segments that cover the tokens of a question; none if it is about one moment."""
         mean_S, tokens_TS = scores.z_QS[0], scores.z_QS[1:]
         if mean_S.max() >= self.config.cover_share * tokens_TS.max():
-            return []
+            return scores.segment_nos[:0]
         gains_TS = np.maximum(tokens_TS - self.config.cover_above, 0.0)
         columns = cover(gains_TS, self.config.agree_segments, self.config.cover_gain)
-        found: list[int] = scores.segment_nos[columns].tolist()
-        return found
+        return scores.segment_nos[columns]
 
     def _scores_of_tokens(self, memory: VideoMemory, asked: Sequence[Sequence[Query]]) -> list[Scores]:
         """Of each question: for its mean query, then for each token, of what any of them finds."""
         layers = [
-            self._stand_out(memory, layer, queries) for layer, queries in enumerate(zip(*asked, strict=True))
+            self._stand_out(memory, layer, [queries[layer] for queries in asked])
+            for layer in self.voters(len(asked[0]))
         ]
         return [
             over_layers(found, num_queries=1 + len(queries[0].tokens))
@@ -67,10 +69,10 @@ class Coverage(Agreement):
         packed_QD = torch.cat(each_QD)
         lengths = [len(queries_QD) for queries_QD in each_QD]
         named = self._found_by_any(memory, layer, packed_QD, lengths)
-        table = memory.table(layer, None if named is None else np.unique(np.concatenate(named)))
+        table = memory.table(layer, None if named is None else union_of(named))
         scores_QB = (packed_QD @ table.mean_keys.float().T).double().numpy()
         parts = np.split(scores_QB, np.cumsum(lengths)[:-1])
-        if named is None:
+        if named is None or len(named) == 1:
             return [stand_out(table.segment_nos, part) for part in parts]
         rows = [rows_of(table, segment_nos) for segment_nos in named]
         return [stand_out(table.segment_nos[r], part[:, r]) for r, part in zip(rows, parts, strict=True)]

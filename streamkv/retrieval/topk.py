@@ -44,10 +44,9 @@ class TopK(Retriever):
         """For each query: the blocks of its segments and of those that hold the latest blocks."""
         recent = last_blocks(memory, layer, self._num_recent).segment_nos if self._num_recent else _NONE
         each = [np.unique(np.concatenate((nos, recent))) for nos in segment_nos]
+        table = memory.table(layer, union_of(each))
         if len(each) == 1:
-            table = memory.table(layer, each[0])
             return [_candidates(table, scores) for scores in self._scores_each(table, queries)]
-        table = memory.table(layer, np.unique(np.concatenate(each)))
         return [
             _candidates(table, scores, rows_of(table, nos))
             for scores, nos in zip(self._scores_each(table, queries), each, strict=True)
@@ -59,7 +58,9 @@ class TopK(Retriever):
         return list(block_scores(means_DQ, table.mean_keys, self.config.similarity).T.contiguous())
 
     def choose(self, candidates: Candidates, count: int | None = None) -> BlockChoice:
-        count = min(self.config.blocks_per_layer if count is None else count, candidates.num_blocks)
+        count = self.config.blocks_per_layer if count is None else count
+        if count >= candidates.num_blocks:
+            return BlockChoice(candidates.segment_nos, candidates.slots)
         first_recent = candidates.num_blocks - min(self._num_recent, count)
         recent = range(first_recent, candidates.num_blocks)
         best = top_in_time_order(candidates.scores[:first_recent], count - len(recent))
@@ -78,6 +79,11 @@ def _candidates(table: BlockTable, scores_B: Tensor, rows: np.ndarray | None = N
     if rows is None:
         return Candidates(table.segment_nos, table.slots, scores_B)
     return Candidates(table.segment_nos[rows], table.slots[rows], scores_B[torch.from_numpy(rows)])
+
+
+def union_of(each: Sequence[np.ndarray]) -> np.ndarray:
+    """All of their segments, once, by ascending number, which each has."""
+    return each[0] if len(each) == 1 else np.unique(np.concatenate(each))
 
 
 def rows_of(table: BlockTable, segment_nos: np.ndarray) -> np.ndarray:

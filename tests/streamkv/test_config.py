@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from operator import attrgetter
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def test_an_unknown_key_is_named() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
+        "method.retrieve.agree_layers=[2, 1]",
+        "method.retrieve.agree_layers=[-1]",
         "serve.min_confidence=1.5",
         "serve.replicas=0",
         "serve.timeout_s=0",
@@ -67,7 +70,7 @@ def test_an_unknown_key_is_named() -> None:
 def test_a_value_out_of_range_is_named_with_what_is_allowed(wrong: str) -> None:
     key, _, value = wrong.partition("=")
     name = key.removeprefix("method.")
-    with pytest.raises(ConfigError, match=rf"{name}: got {value}(\.0)?, allowed "):
+    with pytest.raises(ConfigError, match=rf"{name}: got {re.escape(value)}(\.0)?, allowed "):
         load_config(overrides=[wrong])
 
 

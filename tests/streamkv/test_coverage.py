@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from tiny import random_segment_kv
 from torch import Tensor
 
-from streamkv.config import MethodConfig, RetrieveConfig
+from streamkv.config import BudgetConfig, MethodConfig, RetrieveConfig
 from streamkv.memory import BlockTable, InMemoryVideo
 from streamkv.retrieval import Looks, Query, make_retriever
 from streamkv.retrieval.agreement import Agreement
@@ -73,14 +73,17 @@ def square(showing: dict[int, Tensor], num_segments: int = 12) -> InMemoryVideo:
     return InMemoryVideo(GEOMETRY, [segment(no) for no in range(num_segments)])
 
 
-def agreed(memory: InMemoryVideo, tokens: Tensor, **retrieve: object) -> list[int]:
+def agreed(memory: InMemoryVideo, *tokens: Tensor, **retrieve: object) -> list[int]:
+    """`tokens`: of each layer, or of all."""
     settings_ = {"policy": "cover", "agree_segments": 4, "agree_share": 0.75, "candidate_segments": 0}
     config = MethodConfig(retrieve=RetrieveConfig(**(settings_ | retrieve)))
     retriever = make_retriever(config, GEOMETRY)
     assert isinstance(retriever, Agreement)
-    queries = [Query(tokens.mean(dim=0), tokens)] * GEOMETRY.num_layers
+    each = tokens * (GEOMETRY.num_layers // len(tokens))
+    queries = [Query(tokens_TD.mean(dim=0), tokens_TD) for tokens_TD in each]
     looks = [retriever.look(memory, layer, query) for layer, query in enumerate(queries)]
-    return retriever.agree_each(memory, [Looks(queries, looks)])[0]
+    segment_nos: list[int] = retriever.agree_each(memory, [Looks(queries, looks)])[0].tolist()
+    return segment_nos
 
 
 BOTH = torch.stack([SIGNS[0] - SIGNS[2], SIGNS[0], SIGNS[1], SIGNS[1] - SIGNS[2]])
@@ -107,6 +110,15 @@ def test_a_question_about_one_moment_is_left_to_agreement() -> None:
     memory = square({2: SIGNS[0], 9: 0.9 * SIGNS[0], 5: SIGNS[1]})
     one = torch.stack([SIGNS[0], SIGNS[0], SIGNS[0] + 0.1 * SIGNS[1]])
     assert agreed(memory, one) == agreed(memory, one, policy="agree") == [2, 9]
+
+
+def test_tokens_count_in_the_layers_that_are_named() -> None:
+    """All tokens of layer 0 are sure of another segment."""
+    memory = square({2: SIGNS[0], 9: SIGNS[1], 5: SIGNS[3]})
+    other = SIGNS[3].expand_as(BOTH)
+    assert 5 in agreed(memory, other, BOTH, cover_share=1.0)
+    named = {"agree_layers": [1], "budget": BudgetConfig("uniform")}
+    assert set(agreed(memory, other, BOTH, cover_share=1.0, **named)) == {2, 9}
 
 
 def test_no_more_than_agree_segments() -> None:

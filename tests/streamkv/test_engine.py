@@ -30,6 +30,7 @@ from streamkv.models import VideoLLM, load_model
 from streamkv.question import check_question
 from streamkv.reading import find_evidence
 from streamkv.retrieval import Query
+from streamkv.retrieval.agreement import agreed_segments
 from streamkv.retrieval.topk import TopK
 from streamkv.segmentation import Segmenter
 from streamkv.types import Geometry, LayerBlocks
@@ -262,6 +263,46 @@ def test_one_pass_when_nothing_adapts(tiny_model: VideoLLM, monkeypatch: pytest.
     assert len(runs[1]) > 3
     assert runs[1].count(2) == 1
     assert runs[2] == [0, 1, 2]
+
+
+def test_layers_agree_on_the_way_and_those_after_read_what_they_chose(
+    tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run, by hand: layer 0 as by itself, layers 1 and 2 among what layers 0 and 1 chose by queries made so far."""
+    retrieve = ["policy=agree", "agree_layers=[0, 1]", "agree_segments=2", "budget.policy=uniform"]
+    settings = [f"method.retrieve.{setting}" for setting in retrieve]
+    engine = Engine(tiny_model, preset("streamkv", *FIVE_BLOCKS, *settings))
+    alone = Engine(tiny_model, preset("streamkv", *FIVE_BLOCKS, settings[-1]))
+    geometry = tiny_model.geometry
+    memory = InMemoryVideo(geometry, [random_segment_kv(geometry, no) for no in range(8)])
+    by_itself = alone.read(memory, QUESTION)
+
+    runs: list[int] = []
+    original = type(tiny_model).finish_layer
+
+    def count(self: VideoLLM, layer: int, *args: torch.Tensor) -> torch.Tensor:
+        runs.append(layer)
+        return original(self, layer, *args)
+
+    monkeypatch.setattr(type(tiny_model), "finish_layer", count)
+    reading = engine.read(memory, QUESTION)
+    assert runs == [0, 1, 2]
+    assert reading.layers[0].choice.same_as(by_itself.layers[0].choice)
+
+    prompt, retriever = tiny_model.question_prompt(QUESTION), engine.retriever
+    queries, looks = [], []
+    for layer, state in enumerate(reading.layers):
+        q, _, _ = tiny_model.qkv(layer, state.input_TD)
+        tokens = q[prompt.question].view(-1, 2, 3, geometry.head_dim).sum(2).flatten(1)
+        queries.append(Query(tokens.mean(0), tokens))
+        looks.append(retriever.look(memory, layer, queries[-1]))
+    chosen = np.sort(agreed_segments(looks[:2], 2))
+    for layer in (1, 2):
+        (there,) = retriever.look_in_each(memory, layer, [queries[layer]], [chosen])
+        assert reading.layers[layer].choice.same_as(retriever.choose(there))
+        assert not reading.layers[layer].choice.same_as(by_itself.layers[layer].choice)
+    for kept, look in zip(reading.candidates, looks[:2], strict=True):
+        torch.testing.assert_close(kept.scores, look.scores)
 
 
 @pytest.mark.parametrize("name", preset_names())

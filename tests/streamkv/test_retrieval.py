@@ -268,7 +268,7 @@ def test_agreeing_layers_read_the_agreed_segments_and_the_latest_blocks() -> Non
     looks = [retriever.look(memory, layer, QUERY) for layer in range(GEOMETRY.num_layers)]
     assert isinstance(retriever, Agreement)
     queries = [QUERY] * GEOMETRY.num_layers
-    agreed = retriever.agree_each(memory, [Looks(queries, looks)])[0]
+    agreed = retriever.agree_each(memory, [Looks(queries, looks)])[0].tolist()
     assert agreed == agreed_segments(looks, 2)
     again = retriever.reconsider(memory, queries, looks)
     for candidates, count in zip(again, retriever.allocate(again), strict=True):
@@ -277,6 +277,23 @@ def test_agreeing_layers_read_the_agreed_segments_and_the_latest_blocks() -> Non
         assert set(choice.segment_nos.tolist()) <= {*agreed, 7}
         assert choice.segment_nos[-1] == 7
     assert retriever.is_adaptive
+
+
+def test_only_the_layers_that_are_named_choose() -> None:
+    memory = memory_of(8)
+    retriever = retriever_of(policy="agree", agree_segments=2, agree_layers=[1])
+    looks = [retriever.look(memory, layer, QUERY) for layer in range(2)]
+    (agreed,) = retriever.agree_each(memory, [Looks([QUERY, QUERY], looks)])
+    assert agreed.tolist() == agreed_segments([looks[1]], 2) != agreed_segments(looks, 2)
+    assert (retriever.agrees_at, list(retriever.voters(2)), retriever.is_adaptive) == (1, [1], False)
+
+
+def test_layers_that_the_model_lacks_and_counts_that_wait_for_all_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"agree_layers: got \[1, 3\], but the model's layers are 0 to 2"):
+        retriever_of(policy="cover", agree_layers=[1, 3])
+    with pytest.raises(ConfigError, match=r"agree_layers: .*budget.policy=adaptive, which waits for all"):
+        retriever_of(policy="agree", agree_layers=[1], budget=BudgetConfig())
+    assert retriever_of(policy="topk", agree_layers=[1], budget=BudgetConfig()).agrees_at is None
 
 
 def test_segments_far_below_the_best_are_left_out() -> None:

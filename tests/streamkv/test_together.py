@@ -41,10 +41,18 @@ def segments_of(geometry: Geometry, count: int, seed: int) -> list[Any]:
     return [random_segment_kv(geometry, no, kept=(2, 4, 3), seed=seed) for no in range(count)]
 
 
-@pytest.fixture(scope="module", params=["reading", "first"])
+ON_THE_WAY = (
+    "method.retrieve.policy=cover",
+    "method.retrieve.agree_layers=[0, 1]",
+    "method.retrieve.budget.policy=uniform",
+)
+
+
+@pytest.fixture(
+    scope="module", params=[("method.retrieve.looks=reading",), ("method.retrieve.looks=first",), ON_THE_WAY]
+)
 def engine(tiny_model: VideoLLM, request: pytest.FixtureRequest) -> Engine:
-    looks = f"method.retrieve.looks={request.param}"
-    method = preset("streamkv", *FIVE_BLOCKS, "method.retrieve.candidate_segments=4", looks)
+    method = preset("streamkv", *FIVE_BLOCKS, "method.retrieve.candidate_segments=4", *request.param)
     return Engine(tiny_model, replace(method, confidence=ConfidenceConfig(first_token=1.0)))
 
 
