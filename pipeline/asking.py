@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pipeline.dialogue import CancelledError, Query, Reply
 from pipeline.links import Links, links_of
-from pipeline.schemas import Answer, Evidence, Gap, Span
+from pipeline.schemas import Answer, Evidence, Gap
 from pipeline.spans import AskedSpan, asked_span, origin_of
 from streamkv.config import ServeConfig
 from streamkv.conversation import Turn
@@ -104,7 +104,7 @@ class Asking:
             as_of_s=found.as_of_s,
             timings_ms=found.timings_ms,
             gaps=[Gap(start_s=g.start_s, end_s=g.end_s, reason=g.reason) for g in gaps[-MAX_GAPS:]],
-            span=_shown(self._span),
+            span=self._span.shown() if self._span else None,
         )
         return Reply(
             answer=answer,
@@ -119,14 +119,6 @@ def links_to(record: StreamRecord, start_s: float, end_s: float, max_clip_s: flo
     if origin_of(record) is not None:
         return Links()
     return links_of(record.name, start_s, end_s, max_clip_s)
-
-
-def _shown(asked: AskedSpan | None) -> Span | None:
-    """JSON has no infinity."""
-    if asked is None:
-        return None
-    start_s, end_s = (side if math.isfinite(side) else None for side in asked.span)
-    return Span(start_s=start_s, end_s=end_s, words=asked.words)
 
 
 def _check_earlier(turns: Sequence[Turn], max_chars: int) -> None:

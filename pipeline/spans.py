@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from zoneinfo import ZoneInfo
 
 from pipeline.dialogue import Query
+from pipeline.schemas import Span as ShownSpan
 from streamkv.config import ServeConfig
 from streamkv.errors import QuestionError
 from streamkv.excerpt import Span, between
@@ -26,6 +28,11 @@ class AskedSpan:
     words: str | None  # of the question, that name it; None: it was named beside the question
     question: str  # without them
 
+    def shown(self) -> ShownSpan:
+        """As an answer names it: JSON has no infinity."""
+        start_s, end_s = (side if math.isfinite(side) else None for side in self.span)
+        return ShownSpan(start_s=start_s, end_s=end_s, words=self.words)
+
 
 def asked_span(
     query: Query, memory: VideoMemory, record: StreamRecord, config: ServeConfig
@@ -35,12 +42,23 @@ def asked_span(
     Raises:
         QuestionError: it cannot be read, lies in the future, or nothing of the stream is in it.
     """
-    clock = StreamClock(memory.as_of_s, time.time(), origin_of(record), _zone(config.time_zone))
-    span = named_span(query.start, query.end, clock)
-    if span is not None:
-        between(memory, span)
-        return AskedSpan(span, None, query.question)
-    phrase = find_phrase(query.question) if config.time_phrases else None
+    clock = StreamClock(memory.as_of_s, time.time(), origin_of(record), zone_of(config))
+    named = named_span(query.start, query.end, clock)
+    return question_span(query.question, named, memory, clock, config)
+
+
+def question_span(
+    question: str, named: Span | None, memory: VideoMemory, clock: StreamClock, config: ServeConfig
+) -> AskedSpan | None:
+    """`named`, which was beside the question, else what its words say; None: neither.
+
+    Raises:
+        QuestionError: nothing of the stream is in it.
+    """
+    if named is not None:
+        between(memory, named)
+        return AskedSpan(named, None, question)
+    phrase = find_phrase(question) if config.time_phrases else None
     span = phrase_span(phrase, clock) if phrase is not None else None
     if phrase is None or span is None:
         return None
@@ -48,7 +66,7 @@ def asked_span(
         between(memory, span)
     except QuestionError as exc:
         raise QuestionError(f"{phrase.words!r}: {exc}; or leave these words out") from None
-    return AskedSpan(span, phrase.words, without(query.question, phrase.words))
+    return AskedSpan(span, phrase.words, without(question, phrase.words))
 
 
 def origin_of(record: StreamRecord) -> float | None:
@@ -56,5 +74,6 @@ def origin_of(record: StreamRecord) -> float | None:
     return record.created_at if record.config.get("is_live", is_live(record.uri)) else None
 
 
-def _zone(name: str) -> tzinfo:
-    return UTC if name == "UTC" else ZoneInfo(name)
+def zone_of(config: ServeConfig) -> tzinfo:
+    """Of times that name none."""
+    return UTC if config.time_zone == "UTC" else ZoneInfo(config.time_zone)

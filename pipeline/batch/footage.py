@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
+from pipeline.spans import origin_of
 from streamkv.config import PipelineConfig
 from streamkv.errors import BatchError, SourceError, UnknownStreamError
 from streamkv.store import ModelIdentity, SegmentStore, is_store
@@ -22,6 +23,7 @@ class Video:
     path: str  # of its file; empty for a stream
     identity: tuple[Any, ...]  # another video, or another version of this one, has another
     size: int  # bytes: the larger it is, the longer it takes
+    origin_s: float | None = None  # seconds since 1970 at its time 0; None: not known, as of any file
 
 
 class Footage(Protocol):
@@ -94,7 +96,7 @@ class Streams:
         if info is None:
             known = ", ".join(list(self._streams)[:MOST_NAMED]) or "none"
             raise UnknownStreamError(f"stream {name!r}: not in the store; it has {known}")
-        return Video(name, "", (name, info.created_at), info.file_bytes)
+        return Video(name, "", (name, info.created_at), info.file_bytes, origin_of(info))
 
     def _open(self, identity: ModelIdentity | None = None) -> SegmentStore:
         return SegmentStore.configured(self.config.store, identity=identity, read_only=True)

@@ -1,6 +1,7 @@
 """The answers of a batch under way: a line each, on disk before it counts, so that a kill loses none.
 
 OUT.work/journal.jsonl    answers, one JSON object a line; a line that a kill cut off is dropped
+OUT.work/begun            when the batch began, in seconds since 1970: what "now" is to its questions, resumed or not
 OUT.work/lock             held by the one process that works there
 OUT.work/memories/        what the model has seen of each video
 """
@@ -11,13 +12,16 @@ import fcntl
 import json
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from actors.video_answerer import PARTIAL, Answered
+from actors.video_answerer import PARTIAL
 from pipeline.batch.plan import MEMORIES, TRIES
+from pipeline.batch.worker import Answered
 from streamkv.errors import BatchError
 from streamkv.store import durable
 
@@ -29,6 +33,7 @@ class Journal:
         self.folder = folder
         self._file = folder / "journal.jsonl"
         self.answers = self._read()  # by key
+        self.begun_s = self._begin()  # seconds since 1970
 
     def add(self, answers: Sequence[Answered]) -> None:
         """Durably. One with an error is not kept: the next run tries it again."""
@@ -38,6 +43,15 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         self.answers.update((answer.key, answer) for answer in done)
+
+    def _begin(self) -> float:
+        """Now, or when an earlier run did."""
+        begun, temp = self.folder / "begun", self.folder / f"{uuid.uuid4().hex}.tmp"
+        if not begun.is_file():
+            now = repr(time.time()).encode()
+            durable.write_temp(temp, lambda file: file.write(now))
+            durable.publish(temp, begun)
+        return float(begun.read_text())
 
     def _read(self) -> dict[str, Answered]:
         raw = self._file.read_bytes() if self._file.is_file() else b""

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.video_answerer import Answered
 from pipeline.batch.journal import work_folder
 from pipeline.batch.plan import Plan, Planned
 from pipeline.batch.question_log import QuestionLog
+from pipeline.batch.worker import Answered
 from streamkv.errors import BatchError
 from streamkv.store import durable
 
@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         ("evidence", pa.list_(pa.struct([("segment", pa.int64()), *_SPAN, ("weight", pa.float64())]))),
         ("confidence", pa.float64()),
         ("gaps", pa.list_(pa.struct([*_SPAN, ("reason", pa.string())]))),
+        ("span", pa.struct([*_SPAN, ("words", pa.string())])),
         ("as_of_s", pa.float64()),
         ("frames", pa.int64()),
         ("segments", pa.int64()),
@@ -67,7 +68,8 @@ def read_previous(out: Path) -> dict[str, Answered]:
         raise BatchError(f"--out: {out} is there and no batch wrote it ({exc}); choose another name") from exc
     if (table.schema.metadata or {}).get(b"streamkv") != b"batch":
         raise BatchError(f"--out: {out} is there and no batch wrote it; choose another name")
-    names = list(asdict(Answered("")))
+    # An output of an earlier release has fewer columns.
+    names = [name for name in asdict(Answered("")) if name in table.column_names]
     rows = table.select(names).to_pylist()
     return {row["key"]: Answered(**row) for row in rows if row["key"] and row["error"] is None}
 

@@ -10,11 +10,15 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from actors.video_answerer import Asked, VideoQuestions
 from pipeline.batch.footage import Footage, Video
 from pipeline.batch.question_log import LogRow
-from streamkv.config import PipelineConfig
-from streamkv.errors import SourceError, UnknownStreamError
+from pipeline.batch.worker import Asked, VideoQuestions
+from pipeline.spans import zone_of
+from streamkv.config import PipelineConfig, ServeConfig
+from streamkv.errors import QuestionError, SourceError, UnknownStreamError
+from streamkv.excerpt import Span
+from streamkv.phrases import find_phrase
+from streamkv.when import StreamClock, named_span
 
 REVISION = 1
 """Of what an answer means; a new one makes every question be asked again."""
@@ -47,9 +51,14 @@ class Plan:
         return found
 
 
-def make_plan(rows: Iterable[LogRow], footage: Footage, config: PipelineConfig, fingerprint: str) -> Plan:
-    """Finds each row's video. `fingerprint` is the model's."""
-    source = config.source
+def make_plan(
+    rows: Iterable[LogRow], footage: Footage, config: PipelineConfig, fingerprint: str, now_s: float
+) -> Plan:
+    """Finds each row's video, and what of it is looked at if that is said beside the question.
+
+    `fingerprint` is the model's; `now_s`, in seconds since 1970, when the batch began.
+    """
+    source, serve = config.source, config.serve
     seen = [source.sample_fps, source.batch_frames, source.keyframes_only, config.store.codec]
     of = [REVISION, fingerprint, asdict(config.method), seen]
     find = lru_cache(maxsize=None)(partial(_find, footage))
@@ -59,12 +68,34 @@ def make_plan(rows: Iterable[LogRow], footage: Footage, config: PipelineConfig, 
         if isinstance(found, str):
             planned.append(Planned(row, error=found))
             continue
+        try:
+            named = _named(row, found, now_s, serve)
+        except QuestionError as exc:
+            planned.append(Planned(row, error=f"QuestionError: {exc}"))
+            continue
         memory = _digest([*of, found.identity])
-        room = row.max_new_tokens or config.serve.max_new_tokens
-        depends_on = [memory, row.question, room, config.serve.min_confidence]
-        asked = Asked(_digest(depends_on), row.question, room)
+        room = row.max_new_tokens or serve.max_new_tokens
+        looks_at = _looks_at(row.question, named, serve)
+        depends_on = [memory, row.question, room, serve.min_confidence, *looks_at]
+        asked = Asked(_digest(depends_on), row.question, room, *(named or Span()), found.origin_s, now_s)
         planned.append(Planned(row, asked, found, memory))
     return Plan(tuple(planned))
+
+
+def _named(row: LogRow, video: Video, now_s: float, serve: ServeConfig) -> Span | None:
+    """QuestionError when it is no time of the video's."""
+    as_of_s = 0.0  # only words count from it
+    return named_span(row.start, row.end, StreamClock(as_of_s, now_s, video.origin_s, zone_of(serve)))
+
+
+def _looks_at(question: str, named: Span | None, serve: ServeConfig) -> list[Any]:
+    """What an answer depends on besides if it is not about all of the video.
+
+    Neither "now" nor what a stream has committed: a batch of a stream that grows can be resumed.
+    """
+    if named is not None:
+        return [named]
+    return [serve.time_zone] if serve.time_phrases and find_phrase(question) else []
 
 
 def _find(footage: Footage, name: str) -> Video | str:

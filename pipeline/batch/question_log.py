@@ -19,12 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamkv.errors import BatchError, QuestionError
+from streamkv.when import Moment
 
 REQUIRED = ("question", "video")
-READ = (*REQUIRED, "id", "max_new_tokens")
+READ = (*REQUIRED, "id", "max_new_tokens", "from", "to")
 """Columns that mean something; any other goes through."""
 MAX_NEW_TOKENS = 4096
-"""As much as the HTTP API allows."""
+MAX_MOMENT_CHARS = 64
+"""As much as the HTTP API allows, as the one before."""
 UTF8_MARK = b"\xef\xbb\xbf"
 
 
@@ -36,6 +38,8 @@ class LogRow:
     question: str = ""
     video: str = ""
     max_new_tokens: int | None = None  # None: the configuration's
+    start: Moment | None = None  # where what is looked at begins and ends; None: open
+    end: Moment | None = None
     error: str = ""  # why it cannot be asked
 
 
@@ -100,6 +104,8 @@ def _row(number: int, record: _Record, check: CheckQuestion) -> LogRow:
             question=check(_needed(values, "question")),
             video=_needed(values, "video"),
             max_new_tokens=_tokens(values.get("max_new_tokens")),
+            start=_moment(values, "from"),
+            end=_moment(values, "to"),
         )
     except QuestionError as exc:
         return LogRow(id=row_id, error=f"QuestionError: {exc}")
@@ -135,6 +141,17 @@ def _tokens(value: Any) -> int | None:
     if not 1 <= count <= MAX_NEW_TOKENS:
         raise QuestionError(f"max_new_tokens: got {count}, allowed 1 to {MAX_NEW_TOKENS}")
     return count
+
+
+def _moment(values: Mapping[str, Any], name: str) -> Moment | None:
+    """Of a form that may be a time; whether it is one of the video is seen later."""
+    value = values.get(name)
+    if value is None or value == "":
+        return None
+    is_form = isinstance(value, int | float | str) and not isinstance(value, bool)
+    if not is_form or len(str(value)) > MAX_MOMENT_CHARS:
+        raise QuestionError(f"{name}: got {value!r:.80}, allowed seconds of the stream or an ISO time")
+    return value if isinstance(value, str) else float(value)
 
 
 def _text(value: Any) -> str:
@@ -230,7 +247,9 @@ def _read_parquet(path: Path) -> _Given:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    """Python values; text that is not UTF-8 as its bytes."""
+    """Python values; text that is not UTF-8 as its bytes, dates as ISO text."""
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        column = column.cast(pa.string())
     if not _is_text(column.type):
         return list(column.to_pylist())
     raw = column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.video_answerer import Answered, VideoAnswerer, VideoQuestions
 from pipeline.batch.footage import Footage, open_footage
 from pipeline.batch.journal import Journal, remove_journal
 from pipeline.batch.output import check_columns, read_previous, write_output
 from pipeline.batch.plan import Plan, group, make_plan
 from pipeline.batch.question_log import QuestionLog, read_log
+from pipeline.batch.worker import Answered, VideoAnswerer, VideoQuestions
 from pipeline.cluster import NeedRay
 from pipeline.model_identity import gpus, identify
 from streamkv.config import PipelineConfig
@@ -81,7 +81,7 @@ def run_batch(
     config = inputs.footage.config
     identity = identify(config.model, need_ray)
     inputs.footage.check(identity)
-    plan = make_plan(inputs.log.rows, inputs.footage, config, identity.fingerprint)
+    plan = make_plan(inputs.log.rows, inputs.footage, config, identity.fingerprint, journal.begun_s)
     questions, previous = plan.questions, read_previous(inputs.out) | journal.answers
     answers = {key: previous[key] for key in questions if key in previous}
     found = len(answers)

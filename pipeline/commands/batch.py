@@ -66,9 +66,10 @@ def batch(
     """Answer a log of questions about archived footage. Each video is shown to the model once, each question is
     asked once, and all cores or nodes take part.
 
-    The log has the columns `question` and `video`: a file's name in the folder, or a stream's id in the store. `id`
-    and `max_new_tokens` are read if they are there; all others go through. A row that cannot be answered keeps its
-    error. Stopped or killed, the same command goes on; given again at the end, it tries what has failed.
+    The log has the columns `question` and `video`: a file's name in the folder, or a stream's id in the store. `id`,
+    `max_new_tokens`, `from` and `to` are read if they are there; all others go through. A row that cannot be
+    answered keeps its error. Stopped or killed, the same command goes on; given again at the end, it tries what has
+    failed.
     """
     from pipeline.settings import load_settings
 

@@ -26,6 +26,7 @@ from pipeline.settings import load_settings
 from pipeline.worlds import WrittenWorld, write_world
 from streamkv.confidence import NOT_SHOWN
 from streamkv.engine import Engine
+from streamkv.excerpt import Span
 from streamkv.ingest import ingest
 from streamkv.models import load_model
 from streamkv.store import ModelIdentity, SegmentStore
@@ -203,12 +204,21 @@ def test_stopped_in_a_video_it_goes_on_and_ends_as_if_it_had_not_been(
 
 
 BAD_ROWS = [
-    ("", "lobby", "question: got nothing"),
-    ("x" * 5000, "lobby", "got 5000 characters"),
-    ("why?", "hall", "UnknownStreamError"),
-    ("why?", "../lobby", "UnknownStreamError"),
-    ("why?", None, "video: got nothing"),
-    ("why?", "empty", "nothing of this stream is committed"),
+    ("", "lobby", None, None, "question: got nothing"),
+    ("x" * 5000, "lobby", None, None, "got 5000 characters"),
+    ("why?", "hall", None, None, "UnknownStreamError"),
+    ("why?", "../lobby", None, None, "UnknownStreamError"),
+    ("why?", None, None, None, "video: got nothing"),
+    ("why?", "empty", None, None, "nothing of this stream is committed"),
+    ("why?", "lobby", "20", "10", "`from` must come before `to`"),
+    ("why?", "lobby", "2026-01-31T14:07", None, "when this stream was recorded is not known"),
+    (
+        "why?",
+        "lobby",
+        "3600",
+        None,
+        "nothing of this stream is from 1:00:00 on",
+    ),
 ]
 
 
@@ -228,9 +238,20 @@ def test_streams_of_a_store_are_answered_as_the_engine_does_and_bad_rows_keep_th
         memory = store.reader("lobby").refresh()
         least = config.serve.min_confidence
         expected = [engine.answer(memory, q.question, min_confidence=least) for q in world.questions]
-    asked = [(q.question, "lobby", "") for q in world.questions]
-    questions, videos, errors = zip(*asked, *BAD_ROWS, strict=True)
-    table = pa.table({"question": questions, "video": videos, "id": list(range(len(questions)))})
+        q = world.questions[0].question
+        expected.append(engine.answer(memory, q, span=Span(10.0, 20.0), min_confidence=least))
+    asked = [(q.question, "lobby", None, None, "") for q in world.questions]
+    part = (q, "lobby", "10", "20.0", "")
+    questions, videos, starts, ends, errors = zip(*asked, part, *BAD_ROWS, strict=True)
+    table = pa.table(
+        {
+            "question": questions,
+            "video": videos,
+            "from": pa.array(starts, pa.string()),
+            "to": pa.array(ends, pa.string()),
+            "id": list(range(len(questions))),
+        }
+    )
     pq.write_table(table, tmp_path / "log.parquet")
     batch = Batch(tmp_path / "log.parquet", tmp_path / "store", tmp_path / "answers.parquet")
     summary, rows = batch.run(), batch.rows()
@@ -242,6 +263,8 @@ def test_streams_of_a_store_are_answered_as_the_engine_does_and_bad_rows_keep_th
             answer.confidence, rel=1e-4
         )  # asked together, its last bits may differ
         assert row["decode_encode_s"] is None, "the ingest plane has spent it"
+        span = {"start_s": 10.0, "end_s": 20.0, "words": None} if row["from"] else None
+        assert (row["span"], row["from"]) == (span, starts[row["id"]])
     for row, error in zip(rows, errors, strict=True):
         assert error in (row["error"] or "")
         assert (row["answer"] is None) == bool(error)
@@ -260,15 +283,18 @@ def test_what_failed_is_tried_again_and_nothing_else_in_a_csv_log(
     log.write_bytes(
         b"question,video,camera\nwhat is the weather?,short.mp4,north\nwhat is the weather?,late.mp4,south\n"
         b"what is the weather?,none.mp4,\nwhat is the we\xffther?,short.mp4,north\n"
+        b"what is the weather in the first five seconds?,short.mp4,north\n"
     )
     batch = Batch(log, folder, tmp_path / "answers.parquet")
     first, before = batch.run(), batch.rows()
-    assert [bool(row["error"]) for row in before] == [False, True, True, True]
+    assert [bool(row["error"]) for row in before] == [False, True, True, True, False]
+    assert before[4]["span"] == {"start_s": None, "end_s": 5.0, "words": "in the first five seconds"}
+    assert all(e["start_s"] < 5 for e in before[4]["evidence"])
     assert "SourceError" in before[1]["error"]
-    assert [row["camera"] for row in before] == ["north", "south", "", "north"]
+    assert [row["camera"] for row in before] == ["north", "south", "", "north", "north"]
     (folder / "late.mp4").write_bytes(worlds["short"].video.read_bytes())
     second, after = batch.run(), batch.rows()
-    assert (first["answered"], second["answered"], second["from_before"]) == (1, 2, 1)
+    assert (first["answered"], second["answered"], second["from_before"]) == (2, 3, 2)
     assert after[0] == before[0]
     assert after[1]["answer"]
     assert [same(row) for row in after[2:]] == [same(row) for row in before[2:]]

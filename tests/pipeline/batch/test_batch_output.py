@@ -12,21 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.video_answerer import PARTIAL, Answered, Asked
+from actors.video_answerer import PARTIAL
+from pipeline.batch import journal as journal_module
 from pipeline.batch.journal import open_journal, remove_journal, work_folder
 from pipeline.batch.output import SCHEMA, check_columns, read_previous, write_output
 from pipeline.batch.plan import MEMORIES, TRIES, Plan, Planned
 from pipeline.batch.question_log import LogRow, QuestionLog, read_log
+from pipeline.batch.worker import Answered, Asked
 from streamkv.errors import BatchError
 
 SPAN = {"segment": 3, "start_s": 1.0, "end_s": 2.5, "weight": 0.25}
+LOOKED_AT = {"start_s": 60.0, "end_s": None, "words": "since 1:00 of the video"}
 GAP = {"start_s": 4.0, "end_s": 5.0, "reason": "cut"}
 
 
 def answered(i: int) -> Answered:
-    return Answered(
-        f"key-{i}", f"answer {i}\n\u2028", None, [SPAN], 0.9, [GAP], 5.0, 9, 2, 0.5, 0.25, 20, i, 0.125
-    )
+    text, span = f"answer {i}\n\u2028", LOOKED_AT if i % 2 else None
+    return Answered(f"key-{i}", text, None, [SPAN], 0.9, [GAP], 5.0, 9, 2, 0.5, 0.25, 20, i, 0.125, span=span)
 
 
 def journal_with(out: Path, count: int) -> bytes:
@@ -53,6 +55,20 @@ def test_cut_anywhere_a_journal_has_its_whole_lines_and_goes_on(
         journal.add([answered(7), Answered("key-8", error="no")])
     with open_journal(out) as journal:
         assert journal.answers == expected | {"key-7": answered(7)}, "what failed is tried again"
+
+
+def test_a_batch_begins_once_however_often_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, times = tmp_path / "a.parquet", iter([1e9 + 1 / 3, 2e9])
+    monkeypatch.setattr(journal_module.time, "time", lambda: next(times))
+    for i in range(2):
+        with open_journal(out) as journal:
+            assert journal.begun_s == 1e9 + 1 / 3
+            journal.add([answered(i)])
+    remove_journal(out)
+    with open_journal(out) as journal:
+        assert journal.begun_s == 2e9, "when it is done, another one begins"
 
 
 def test_only_one_batch_writes_an_output(tmp_path: Path) -> None:
@@ -136,6 +152,13 @@ def test_an_earlier_output_gives_its_answers_and_not_its_errors(tmp_path: Path) 
     assert read_previous(out) == {}
     written(out, 6, failed="key-1")
     assert read_previous(out) == {f"key-{i}": answered(i) for i in (0, 2, 4)}
+
+
+def test_an_output_without_spans_gives_its_answers(tmp_path: Path) -> None:
+    out = tmp_path / "a.parquet"
+    written(out, 2)
+    pq.write_table(pq.read_table(out).drop_columns(["span"]), out)
+    assert read_previous(out) == {f"key-{i}": replace(answered(i), span=None) for i in range(2)}
 
 
 def test_a_file_that_no_batch_wrote_is_kept(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,9 @@ def test_whatever_the_bytes_no_line_is_lost(
         (b'{"question": "why?", "video": "a.mp4", "max_new_tokens": 1.5}', "need a whole number"),
         (b'{"question": "why?", "video": "a.mp4", "max_new_tokens": "many"}', "need a whole number"),
         (b'{"question": "why?", "video": "a.mp4", "max_new_tokens": true}', "need a whole number"),
+        (b'{"question": "why?", "video": "a.mp4", "from": [60]}', "from: got [60], allowed seconds"),
+        (b'{"question": "why?", "video": "a.mp4", "to": true}', "to: got True, allowed seconds"),
+        (b'{"question": "why?", "video": "a.mp4", "to": "' + b"9" * 65 + b'"}', "to: got '999"),
         (b'{"question": "why?"', "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b'["why?"]', "need an object"),
@@ -112,6 +116,33 @@ def test_a_row_that_cannot_be_asked_says_why(tmp_path: Path, line: bytes, error:
     assert not log.rows[0].error
     assert error in log.rows[1].error
     assert log.columns.num_rows == 2
+
+
+def test_times_are_numbers_or_text_and_still_columns(tmp_path: Path) -> None:
+    ask = '{"question": "why?", "video": "a.mp4", "from": %s, "to": %s}'
+    given_and_read = [("60", '"2026-01-31"'), (60.0, "2026-01-31"), ('""', "null"), (None, None)]
+    for given_times, read in zip(given_and_read[::2], given_and_read[1::2], strict=True):
+        log = log_of(tmp_path, (ask % given_times).encode())
+        assert [(row.start, row.end, row.error) for row in log.rows] == [(*read, "")]
+        assert [log.columns[name].to_pylist() for name in ("from", "to")] == [
+            [json.loads(value)] for value in given_times
+        ]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_dates_of_parquet_are_the_times_that_they_show(tmp_path: Path, unit: str) -> None:
+    at = datetime(2026, 1, 31, 14, 7, 3)
+    here = pa.array([at, None], pa.timestamp(unit))
+    there = pa.array([at, None], pa.timestamp(unit, "Asia/Kolkata"))
+    far = pa.array([2**40, None], pa.int64()).cast(pa.timestamp("s"))  # no date of Python's
+    table = pa.table({"question": ["why?"] * 2, "video": ["a.mp4"] * 2})
+    pq.write_table(table.append_column("from", here).append_column("to", there), tmp_path / "log.parquet")
+    row, empty = read_log(tmp_path / "log.parquet", check).rows
+    assert datetime.fromisoformat(str(row.start)) == at
+    assert datetime.fromisoformat(str(row.end)) == at.replace(tzinfo=UTC)
+    assert (empty.start, empty.end) == (None, None)
+    pq.write_table(table.append_column("from", far), tmp_path / "log.parquet")
+    assert read_log(tmp_path / "log.parquet", check).rows[1].error == ""
 
 
 def test_ids_are_given_or_made_from_number_and_content(tmp_path: Path) -> None:
