@@ -98,7 +98,7 @@ def run_as_batch(log: Path, footage: Path, config: PipelineConfig, expected: Seq
 
 def show_again(config: PipelineConfig, case: Case) -> tuple[float, ...]:
     """Seconds of each question whose video is shown to the model for it, and then forgotten."""
-    from actors.video_answerer import Asked, VideoAnswerer, VideoQuestions
+    from pipeline.batch.worker import Asked, VideoAnswerer, VideoQuestions
 
     worker, taken = VideoAnswerer(config, 1), []
     every = max(1, len(case.asked) // SHOWN_AGAIN)

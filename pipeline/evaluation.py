@@ -15,9 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.video_answerer import load_quietly
 from pipeline.cluster import NeedRay
-from pipeline.model_identity import gpus, identify
+from pipeline.model_identity import gpus, identify, load_quietly
 from pipeline.settings import load_settings
 from streamkv.config import CONFIG_ROOT, ModelConfig, PipelineConfig, preset_names
 from streamkv.errors import ConfigError, StreamKVError

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from actors.video_answerer import load_quietly
 from pipeline.cluster import NeedRay
 from streamkv.config import ModelConfig
+from streamkv.models import VideoLLM, load_model
 from streamkv.store import ModelIdentity
 
 LOAD_S = 1800.0
@@ -31,6 +31,14 @@ def identify(config: ModelConfig, need_ray: NeedRay) -> ModelIdentity:
     task = ray.remote(num_cpus=1, num_gpus=gpus(config), max_calls=1, max_retries=1)(_load)
     identity: ModelIdentity = wait_for(task.remote(config), LOAD_S)
     return identity
+
+
+def load_quietly(config: ModelConfig) -> VideoLLM:
+    """The model, without a bar of its own: every worker's would be shown."""
+    from transformers.utils.logging import disable_progress_bar  # seconds, for who only starts workers
+
+    disable_progress_bar()
+    return load_model(config)
 
 
 def _load(config: ModelConfig) -> ModelIdentity:

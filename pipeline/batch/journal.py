@@ -19,9 +19,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from actors.video_answerer import PARTIAL
 from pipeline.batch.plan import MEMORIES, TRIES
-from pipeline.batch.worker import Answered
+from pipeline.batch.worker import PARTIAL, Answered
 from streamkv.errors import BatchError
 from streamkv.store import durable
 

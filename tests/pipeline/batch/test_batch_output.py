@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.video_answerer import PARTIAL
 from pipeline.batch import journal as journal_module
 from pipeline.batch.journal import open_journal, remove_journal, work_folder
 from pipeline.batch.output import SCHEMA, check_columns, read_previous, write_output
 from pipeline.batch.plan import MEMORIES, TRIES, Plan, Planned
 from pipeline.batch.question_log import LogRow, QuestionLog, read_log
-from pipeline.batch.worker import Answered, Asked
+from pipeline.batch.worker import PARTIAL, Answered, Asked
 from streamkv.errors import BatchError
 
 SPAN = {"segment": 3, "start_s": 1.0, "end_s": 2.5, "weight": 0.25}

@@ -9,7 +9,7 @@ import pytest
 from clips import steady, write_clip
 from tiny import write_tiny_checkpoint
 
-from actors.video_answerer import MAX_TRIES, PARTIAL, Answered, Asked, VideoAnswerer, VideoQuestions
+from pipeline.batch.worker import MAX_TRIES, PARTIAL, Answered, Asked, VideoAnswerer, VideoQuestions
 from streamkv.config import ModelConfig, PipelineConfig, SourceConfig, StoreConfig
 from streamkv.engine import Engine
 from streamkv.ingest import ingest
