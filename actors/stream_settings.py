@@ -53,9 +53,8 @@ def own_settings(config: PipelineConfig, info: StreamRecord, new: Reencoding) ->
         raise SourceError(f"stream {info.name!r}: nobody knows its source any more; add it anew")
     if new.model not in ("", config.model.path):
         raise ConfigError(
-            f"model: got {new.model!r}, but a store is of one model, this one of {config.model.path!r}; start a server "
-            f"with model.path={new.model} and another store.root, add the streams there, and send questions there when "
-            "they are done"
+            f"model: got {new.model!r}, but a store is of one model, this one of {config.model.path!r}; encode all "
+            f"streams again, for another store: streamkv upgrade model.path={new.model}"
         )
     guidance = str(info.config.get("guidance", "")) if new.guidance is None else new.guidance.strip()
     before = float(info.config.get("keep_ratio", 0.0))

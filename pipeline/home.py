@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.processes import ProcessName
+
+if TYPE_CHECKING:
+    from streamkv.config import StoreConfig
 
 HOME_VARIABLE = "STREAMKV_HOME"
 DEFAULT_HOME = ".streamkv"
@@ -27,7 +31,8 @@ class ServerRecord:
     url: str = ""
     config: str = ""
     preset: str = ""
-    ray_temp: str = ""  # folder of its own Ray, to be removed after it
+    ray_temp: str = ""  # folder of its own Ray, to be removed after it; empty: it has joined another
+    elsewhere: str = ""  # settings that have its store lie elsewhere than in the home's folder alone
 
     @property
     def process(self) -> ProcessName:
@@ -47,6 +52,29 @@ class Home:
     @property
     def store(self) -> Path:
         return self.root / "store"
+
+    @property
+    def old_store(self) -> Path:
+        """The one that an upgrade has put another in the place of; see `pipeline.upgrade`."""
+        return self.root / "store.before"
+
+    @property
+    def next(self) -> Home:
+        """Of the second server, while an upgrade is under way."""
+        return Home(self.root / "next")
+
+    @property
+    def is_between_stores(self) -> bool:
+        """Whether an upgrade was cut off between its renames: a server would begin a third store."""
+        return self.next.store.exists() and self.old_store.exists() and not self.store.exists()
+
+    def elsewhere(self, store: StoreConfig) -> list[str]:
+        """Settings that have a store lie elsewhere than in the home's folder alone."""
+        from streamkv.config import StoreConfig
+
+        is_ours = store.root == StoreConfig().root or Path(store.root).resolve() == self.store
+        outside = {"root": not is_ours, "catalog_url": store.catalog_url, "remote": store.remote}
+        return [f"store.{name}" for name, is_outside in outside.items() if is_outside]
 
     @property
     def worlds(self) -> Path:
@@ -78,10 +106,10 @@ class Home:
         self.record_file.unlink(missing_ok=True)
 
     @contextmanager
-    def locked(self) -> Iterator[bool]:
-        """Whether this process is the home's one server, for as long as the block runs."""
+    def locked(self, name: str = "server") -> Iterator[bool]:
+        """Whether this process is the home's one server, or whatever it is named, for as long as the block runs."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "server.lock").open("w") as file:
+        with (self.root / f"{name}.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

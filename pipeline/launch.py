@@ -57,6 +57,11 @@ def spawn(
     """Begins to start the server, in a session of its own; None when it runs already."""
     if running(home) is not None:
         return None
+    if home.is_between_stores:
+        raise LaunchError(
+            f"{home.root}: an upgrade was cut off before the new store was in its place; complete it with: "
+            "streamkv upgrade"
+        )
     clean_up(home)
     home.root.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pipeline.server", "--home", str(home.root), "--config", config]

@@ -126,6 +126,7 @@ class Server:
         """The home's store, unless the configuration names another."""
         config = load_settings(self._options.config, self._options.overrides)
         root = config.store.root
+        self._record = replace(self._record, elsewhere=", ".join(self._home.elsewhere(config.store)))
         return [f"store.root={self._home.store if root == StoreConfig().root else Path(root).resolve()}"]
 
     def _tell(self, phase: str, detail: str = "") -> None:

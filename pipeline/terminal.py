@@ -78,6 +78,13 @@ class Phases:
     def __exit__(self, *exc: object) -> None:
         self._status.stop()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leaves its line to something else that moves, such as bars."""
+        self._status.stop()
+        yield
+        self.__enter__()
+
     def __call__(self, phase: str) -> None:
         if err.is_terminal:
             self._status.update(f"{self._title}: {escape(phase)}")

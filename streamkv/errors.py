@@ -9,6 +9,7 @@ StreamKVError
 ├── WatchError            a watch's webhook or confidence cannot be had
 ├── CapacityError         the ingest plane has no place for another stream
 ├── BatchError            a batch's questions, footage or output cannot be used
+├── UpgradeError          another store cannot take the place of a server's, or not yet
 ├── SuiteError            an evaluation's annotations are missing or malformed
 │   └── MissingVideoError     a video that the annotations name is not in the folder
 └── StoreError
@@ -65,6 +66,10 @@ class CapacityError(StreamKVError):
 
 class BatchError(StreamKVError):
     """A batch's question log cannot be read, its footage is not there, or its output cannot be written."""
+
+
+class UpgradeError(StreamKVError):
+    """Another store cannot take the place of a server's, or not yet; neither is lost."""
 
 
 class SuiteError(StreamKVError):

@@ -137,7 +137,7 @@ def reencode(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="The server's; a store is of one model.", show_default=False)
+        str, typer.Option(help="The server's; for another one: streamkv upgrade.", show_default=False)
     ] = "",
     cancel: Annotated[bool, typer.Option("--cancel", help="Give it up; the stream stays as it was.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Return when the new memory is in its place.")] = False,

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from streamkv.config import RetentionConfig
 from streamkv.errors import ForeignStoreError, StoreError, StoreFullError, StreamExistsError
 from streamkv.store import migrations, rows
+from streamkv.store.adoption import Adoption
 from streamkv.store.database import WRITES, hide_password, is_full, make_engine
 from streamkv.store.generations import Generations, Removed, next_of, take_away
 from streamkv.store.object_rows import PLACE, ObjectRows, note_removed
@@ -91,6 +92,7 @@ class Catalog:
         self.objects = ObjectRows(self._reading, self._writing)
         self.watches = WatchRows(self._reading, self._writing)
         self.generations = Generations(self._reading, self._writing)
+        self.adoption = Adoption(self._reading, self._writing)
 
     def close(self) -> None:
         self._engine.dispose()

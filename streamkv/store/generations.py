@@ -13,7 +13,7 @@ To everything that writes, deletes, ages, uploads or verifies both are streams b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import delete, select, update
@@ -106,7 +106,7 @@ class Generations:
             if new.state != "done":
                 raise StoreError(f"stream {new.name!r}: got state {new.state!r}, allowed 'done'; wait for it")
             check_not_held(old.name, old.legal_hold)
-            _keep_ages(session, old.id, new.id)
+            keep_ages(session, new.id, ages_of(session, old.id))
             give_watches(session, old.id, new.id)
             name = old.name
             removed = take_away(session, old, rows.next_epoch(session))
@@ -131,19 +131,21 @@ def take_away(session: Session, stream: StreamRow, epoch: int) -> Removed:
     return Removed(stream.id, epoch)
 
 
-def _keep_ages(session: Session, old_id: str, new_id: str) -> None:
-    """Footage is as old as it was: else what is deleted by age would be kept longer by encoding it again."""
+def ages_of(session: Session, stream_id: str) -> list[Any]:
+    """Where each segment lies in the footage and when it was committed, in order."""
     columns = (SegmentRow.segment_no, SegmentRow.start_s, SegmentRow.end_s, SegmentRow.committed_at)
+    query = select(*columns).where(SegmentRow.stream_id == stream_id).order_by(SegmentRow.segment_no)
+    return list(session.execute(query))
 
-    def of(stream_id: str) -> list[Any]:
-        query = select(*columns).where(SegmentRow.stream_id == stream_id).order_by(SegmentRow.segment_no)
-        return list(session.execute(query))
 
-    aged = list(_aged(((s.start_s, s.committed_at) for s in of(old_id)), of(new_id)))
+def keep_ages(session: Session, stream_id: str, before: Sequence[Any]) -> None:
+    """Footage is as old as it was in the memory before (`ages_of`): else what is deleted by age would be kept longer
+    by encoding it again."""
+    aged = list(_aged(((s.start_s, s.committed_at) for s in before), ages_of(session, stream_id)))
     if aged:
         session.execute(
             update(SegmentRow),
-            [{"stream_id": new_id, "segment_no": no, "committed_at": at} for no, at in aged],
+            [{"stream_id": stream_id, "segment_no": no, "committed_at": at} for no, at in aged],
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any, get_args
 from streamkv.config import AgeingStep, RetentionConfig, StoreConfig
 from streamkv.errors import CorruptSegmentError, StoreError, StoreFullError
 from streamkv.store import layout
+from streamkv.store.adoption import Adoption
 from streamkv.store.ageing import Aged, OnSegment, age_stream, as_small, recode
 from streamkv.store.catalog import Catalog
 from streamkv.store.codecs import make_codec
@@ -379,6 +380,13 @@ class SegmentStore:
     def watches(self) -> WatchRows:
         """Standing questions and what they told."""
         return self._catalog.watches
+
+    # ---- another store's
+
+    @property
+    def adoption(self) -> Adoption:
+        """What it takes over from a store of another model."""
+        return self._catalog.adoption
 
     # ---- reading
 

@@ -49,8 +49,16 @@ class LiveServer:
         assert self.run("down").returncode == 0
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pipeline.cli", *arguments, "--home", str(self.home.root)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=START_S)
+        return subprocess.run(self._command(*arguments), capture_output=True, text=True, timeout=START_S)
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """As `run`, but goes on at once."""
+        return subprocess.Popen(
+            self._command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def _command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "pipeline.cli", *arguments, "--home", str(self.home.root)]
 
     @property
     def record(self) -> ServerRecord:

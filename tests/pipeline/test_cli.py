@@ -30,6 +30,7 @@ runner = CliRunner()
 COMMANDS = [
     "up",
     "down",
+    "upgrade",
     "add",
     "ls",
     "rm",
