@@ -5,8 +5,9 @@
 
 Half of the questions are about the world; the other half were made for another one, and name a sign or a clock that
 this world never shows. For each threshold, `false_T` is the share of those that are answered all the same, and `kept_T`
-the share of right answers that are still given. `off_by` is the mean distance of stated confidence and share of right
-answers, over tenths (expected calibration error, Guo et al. 2017).
+the share of right answers that are still given; `kept_at_5` is that at the threshold at which one in twenty of the
+former is answered. `off_by` is the mean distance of stated confidence and share of right answers, over tenths
+(expected calibration error, Guo et al. 2017).
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ def figures(weights: ConfidenceConfig, found: Sequence[Outcome]) -> list[Figure]
     made = [
         Figure("off_by", "share", (off_by(sure, right),), "confidence against right answers, over tenths")
     ]
+    strict = np.quantile(sure[absent_], 0.95)
+    made.append(
+        Figure("kept_at_5", "share", (float((sure[right] > strict).mean()),), f"from {strict:.2f} on")
+    )
     for threshold in THRESHOLDS:
         given = sure >= threshold
         made.append(Figure(f"false_{threshold:g}", "share", (float(given[absent_].mean()),)))

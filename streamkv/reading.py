@@ -46,8 +46,16 @@ class Reading:
     @property
     def signs(self) -> Signs:
         """What is known of the answer's chances."""
-        first_token = float(self.logits.float().softmax(dim=-1).max())
-        return Signs(standing_out(self.candidates), first_token, self.num_segments)
+        mass = [layer.block_mass_b for layer in self.layers]
+        return Signs(
+            stands_out=standing_out(self.candidates),
+            first_token=float(self.logits.float().softmax(dim=-1).max()),
+            num_segments=self.num_segments,
+            scores=[float(c.scores.max()) if c.num_blocks else 0.0 for c in self.candidates],
+            attention=[float(mass_b.sum()) for mass_b in mass],
+            heaviest=[float(mass_b.max()) if len(mass_b) else 0.0 for mass_b in mass],
+            hidden=self.layers[-1].input_TD[-1].tolist(),
+        )
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -181,6 +181,14 @@ class ConfidenceConfig:
     """Of the probability of the answer's first token."""
     log_segments: float = 0.0
     """Of the logarithm of how many segments were searched."""
+    scores: list[float] = field(default_factory=list)
+    """Of the best block's score in each layer that chooses segments; empty: of none, as below."""
+    attention: list[float] = field(default_factory=list)
+    """Of the last prompt token's attention to all blocks in each layer, 0 to 1."""
+    heaviest: list[float] = field(default_factory=list)
+    """The same to the block that gets most."""
+    hidden: list[float] = field(default_factory=list)
+    """Of each number that the last layer is given for the last prompt token: a linear probe."""
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class ServeConfig:
     max_new_tokens: int = 128
     max_question_chars: int = 4_000
     timeout_s: float = 60.0
-    min_confidence: float = 0.1
+    min_confidence: float = 0.3
     """Below it an answer is not given: the footage does not show it. Where `method.confidence` is set; 0: given."""
     read_open: bool = True
     """Questions see what a stream has shown up to now; else what is committed, without the prefill of the rest."""

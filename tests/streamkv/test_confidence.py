@@ -7,6 +7,7 @@ import math
 import random
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_engine import QUESTION, ingest, preset
@@ -16,6 +17,7 @@ from bench.confidence import absent, off_by
 from streamkv.confidence import NOT_SHOWN, Signs, confidence, fit
 from streamkv.config import ConfidenceConfig, load_config
 from streamkv.engine import Engine
+from streamkv.errors import ConfigError
 from streamkv.models import VideoLLM
 from streamkv.townsquare import make_world
 
@@ -34,10 +36,58 @@ def test_a_fit_finds_the_weights_that_made_the_outcomes() -> None:
     signs = [Signs(rng.uniform(0, 5), rng.random(), rng.choice([10, 60, 300])) for _ in range(6_000)]
     is_right = [rng.random() < confidence(WEIGHTS, s) for s in signs]
     found = fit(signs, is_right)
-    for name, wanted in dataclasses.asdict(WEIGHTS).items():
+    assert found.scores == found.hidden == []
+    for name in ("intercept", "stands_out", "first_token", "log_segments"):
+        wanted = getattr(WEIGHTS, name)
         assert getattr(found, name) == pytest.approx(wanted, abs=0.5), name
     far = [abs(confidence(found, s) - confidence(WEIGHTS, s)) for s in signs]
     assert sum(far) / len(far) < 0.02
+
+
+BY_LAYER = dataclasses.replace(
+    WEIGHTS, scores=[0.5, -1.0], attention=[2.0, 0.0, -2.0], heaviest=[0.0] * 3, hidden=[1.0, -1.0]
+)
+
+
+def drawn(rng: random.Random) -> Signs:
+    def some(count: int) -> list[float]:
+        return [rng.gauss(0, 1) for _ in range(count)]
+
+    return Signs(rng.uniform(0, 5), rng.random(), 60, some(2), some(3), some(3), some(2))
+
+
+def test_signs_of_each_layer_are_worth_what_their_weights_say() -> None:
+    rng = random.Random(4)
+    signs = [drawn(rng) for _ in range(4_000)]
+    for one in signs[:20]:
+        plain = Signs(one.stands_out, one.first_token, one.num_segments)
+        more = 0.5 * one.scores[0] - one.scores[1] + 2 * (one.attention[0] - one.attention[2])
+        more += one.hidden[0] - one.hidden[1]
+        odds = [p / (1 - p) for p in (confidence(WEIGHTS, plain), confidence(BY_LAYER, one))]
+        assert math.log(odds[1] / odds[0]) == pytest.approx(more)
+        assert confidence(WEIGHTS, one) == confidence(WEIGHTS, plain), "no weights, no say"
+    found = fit(signs, [rng.random() < confidence(BY_LAYER, s) for s in signs])
+    for name in ("scores", "attention", "heaviest", "hidden"):
+        assert getattr(found, name) == pytest.approx(getattr(BY_LAYER, name), abs=0.3), name
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"confidence.hidden: got 2 weights, the model and method have 3"):
+        confidence(BY_LAYER, dataclasses.replace(drawn(random.Random(1)), hidden=[0.0] * 3))
+
+
+def test_signs_are_what_the_layers_found_and_looked_at(tiny_model: VideoLLM) -> None:
+    engine = engine_of(tiny_model, None)
+    reading = engine.read(ingest(engine, random_frames(9)), QUESTION)
+    signs = reading.signs
+    assert signs.scores == [max(c.scores.tolist()) for c in reading.candidates]
+    assert len(signs.attention) == len(signs.heaviest) == len(signs.scores) == tiny_model.num_layers
+    for layer, seen, heaviest in zip(reading.layers, signs.attention, signs.heaviest, strict=True):
+        assert seen == pytest.approx(float(layer.video_weights_S.sum()), abs=1e-5)
+        by_block = layer.video_weights_S.view(-1, tiny_model.geometry.frame_tokens).sum(dim=1)
+        assert heaviest == pytest.approx(float(by_block.max()), abs=1e-5)
+    last = reading.layers[-1].input_TD[-1]
+    assert torch.equal(torch.tensor(signs.hidden), last)
 
 
 def engine_of(model: VideoLLM, intercept: float | None) -> Engine:
