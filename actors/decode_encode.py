@@ -18,10 +18,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from actors.failures import NotReadyError, describe
 from actors.feed import Feed, OpenSource
@@ -34,6 +33,9 @@ from streamkv.errors import StoreFullError
 from streamkv.sources import probe_source
 from streamkv.types import Frame, Segment
 from streamkv.video import VideoInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 

@@ -1,20 +1,25 @@
-"""What crosses a process, by receiver. Small and plain; only a segment's features are large."""
+"""What crosses a process, by receiver. Small and plain; only a segment's features are large.
+
+torch is imported where features are made a message or taken out of one: the supervisor and the store do neither.
+"""
 
 from __future__ import annotations
 
 import warnings
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import torch
 
 from actors.in_hand import Place
 from actors.views import GapView, LiveView
 from streamkv.store import StreamRecord
 from streamkv.types import Segment
 from streamkv.watches import WatchQuestion
+
+if TYPE_CHECKING:
+    import torch
 
 # ---------------------------------------------------------------- to DecodeEncode
 
@@ -67,6 +72,8 @@ class SegmentMessage:
 
     @classmethod
     def of(cls, spec: StreamSpec, segment: Segment) -> SegmentMessage:
+        import torch
+
         features = segment.features_nND.detach().cpu().contiguous()
         is_bfloat16 = features.dtype == torch.bfloat16
         return cls(
@@ -83,6 +90,8 @@ class SegmentMessage:
 
     def to_segment(self, device: torch.device) -> Segment:
         """On CPU the features share the message's memory and must not be written to."""
+        import torch
+
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             features = torch.from_numpy(self.features)

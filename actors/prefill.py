@@ -17,9 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.failures import SessionLostError, describe
 from actors.in_hand import InHand
@@ -31,6 +29,9 @@ from streamkv.memory import SegmentInfo, VideoMemory
 from streamkv.store import ModelIdentity, SegmentPlace, write_segment
 from streamkv.types import Segment, SegmentKV
 from streamkv.watches import OpenAnswers, WatchAnswer, WatchQuestion
+
+if TYPE_CHECKING:
+    import torch
 
 CommitSegment = Callable[[SegmentPlace, Sequence[WatchAnswer]], bool]
 AskSegment = Callable[[SegmentKV, Sequence[WatchQuestion]], Sequence[WatchAnswer | Exception]]

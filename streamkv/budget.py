@@ -10,13 +10,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from streamkv.config import BudgetConfig
 from streamkv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def bounds_around(
 _SLACK = 1e-9  # 4 * 0.6 * 2 is 4.800000000000001: rounding outwards must not count that as more
 
 
-Targets = Callable[[Sequence[Tensor], int, Bounds, bool], list[float]]
+Targets = Callable[[Sequence["Tensor"], int, Bounds, bool], list[float]]
 """(scores of each layer, none empty; feasible total; bounds; zscore) to real counts that sum to total."""
 
 
@@ -139,7 +141,7 @@ def stretch(counts: Sequence[float], lo: int, hi: int) -> list[float]:
 
 def top_in_time_order(scores: Tensor, count: int) -> list[int]:
     """Indices of the `count` highest scores, ascending; of equal scores the earlier."""
-    order = torch.sort(scores, descending=True, stable=True).indices[:count]
+    order = scores.sort(descending=True, stable=True).indices[:count]
     return sorted(order.tolist())
 
 

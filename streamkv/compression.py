@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from streamkv.budget import allocate, bounds_around, budget_policy, top_in_time_order
 from streamkv.config import CompressConfig
 from streamkv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def block_scores(query: Tensor, mean_keys_bGd: Tensor, similarity: str = "dot") -> Tensor:
@@ -21,7 +22,7 @@ def block_scores(query: Tensor, mean_keys_bGd: Tensor, similarity: str = "dot") 
     """
     keys_bGd = mean_keys_bGd.float()
     if similarity == "cosine":
-        keys_bGd = torch.nn.functional.normalize(keys_bGd, dim=1)
+        keys_bGd = keys_bGd / keys_bGd.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return keys_bGd @ query.float()
 
 

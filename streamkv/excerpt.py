@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from streamkv.errors import QuestionError
 from streamkv.memory import BlockTable, MemoryView, Ranked, SegmentInfo, VideoMemory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Span(NamedTuple):

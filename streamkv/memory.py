@@ -1,7 +1,8 @@
 """What an answer reads: one stream's past as blocks, whoever keeps them.
 
 `streamkv.store.StreamSnapshot` implements `VideoMemory` over files; `InMemoryVideo` over lists, for tests and
-one-process use. The engine knows neither.
+one-process use. The engine knows neither. torch is imported where tensors are joined: whoever only writes a store, or
+speaks of spans of time, does without.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from streamkv.types import Geometry, LayerBlocks, SegmentKV
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Ranked(NamedTuple):
 
 def cat_tables(parts: Sequence[BlockTable], summary_dim: int) -> BlockTable:
     """Tables of one layer in the order given; none makes an empty one."""
+    import torch
+
     return BlockTable(
         np.concatenate([np.empty(0, np.int64), *(part.segment_nos for part in parts)]),
         np.concatenate([np.empty(0, np.int64), *(part.slots for part in parts)]),
@@ -139,6 +143,8 @@ class InMemoryVideo(VideoMemory):
     def search_each(
         self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
     ) -> list[Ranked]:
+        import torch
+
         segment_nos = np.array([no for no in self._by_no if among is None or no in among], np.int64)
         if not len(segment_nos):
             return [Ranked(segment_nos, np.empty(0, np.float32)) for _ in queries]
@@ -147,6 +153,8 @@ class InMemoryVideo(VideoMemory):
         return [Ranked(segment_nos, scores.numpy()).best(k) for scores in scores_QS]
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
+        import torch
+
         wanted = set(self._by_no) if segment_nos is None else {int(no) for no in segment_nos}
         chosen = [s for no, s in self._by_no.items() if no in wanted]
         counts = [s.layers[layer].num_blocks for s in chosen]
@@ -158,6 +166,8 @@ class InMemoryVideo(VideoMemory):
         )
 
     def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
+        import torch
+
         rows = [
             (self._by_no[int(no)].layers[layer], int(slot))
             for no, slot in zip(segment_nos, slots, strict=True)

@@ -6,16 +6,20 @@ Shape legend, used across the package:
     L decoder layers   H query heads   G key/value heads   d head size   D hidden size
     N tokens a frame   n frames in a segment   b blocks kept in one layer   T tokens
 A *block* is the N key/value pairs of one frame (or of one summary) in one layer.
+
+A process that handles none of these tensors imports no torch, which takes seconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,8 @@ class Answer:
 
 def cat_blocks(parts: Sequence[LayerBlocks]) -> LayerBlocks:
     """Joins blocks of one layer in the order given, where and of the type that the last are; at least one part."""
+    import torch
+
     keys, values = parts[-1].keys_bNGd, parts[-1].values_bNGd
     return LayerBlocks(
         keys_bNGd=torch.cat([p.keys_bNGd.to(keys) for p in parts]),

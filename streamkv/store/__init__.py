@@ -2,7 +2,6 @@
 
 from streamkv.store.ageing import Aged
 from streamkv.store.layout import check_stream_id
-from streamkv.store.near import NearTier
 from streamkv.store.object_store import ObjectStore
 from streamkv.store.opening import is_store
 from streamkv.store.reader import StreamReader, StreamSnapshot
@@ -12,6 +11,7 @@ from streamkv.store.records import (
     Front,
     Gap,
     ModelIdentity,
+    NearTier,
     Problem,
     SegmentPlace,
     StreamInfo,

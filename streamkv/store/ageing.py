@@ -25,7 +25,6 @@ from streamkv.store.codecs import CODECS, make_codec
 from streamkv.store.layout import segment_of
 from streamkv.store.reader import SegmentFiles
 from streamkv.store.records import ModelIdentity, SegmentPlace
-from streamkv.store.segment_file import torch_dtype
 from streamkv.store.segment_writer import rewritten
 from streamkv.store.thinning import num_left, rows_left
 
@@ -131,8 +130,8 @@ def _target(identity: ModelIdentity, place: SegmentPlace, step: AgeingStep | Non
 
 def _is_smaller(identity: ModelIdentity, codec: str, than: str) -> bool:
     def block_bytes(name: str) -> int:
-        dtype = torch_dtype(identity.dtype)
-        return sum(make_codec(name).row_bytes(identity.geometry, dtype, keys=keys) for keys in (True, False))
+        row_bytes, value_bytes = make_codec(name).stored_bytes, identity.value_bytes
+        return sum(row_bytes(identity.geometry, value_bytes, keys=keys) for keys in (True, False))
 
     return block_bytes(codec) < block_bytes(than)
 

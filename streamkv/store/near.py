@@ -10,26 +10,17 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from streamkv.store.records import ModelIdentity
+from streamkv.store.records import ModelIdentity, NearTier
 from streamkv.store.segment_file import torch_dtype
 from streamkv.types import LayerBlocks
 
 Read = Callable[[np.ndarray], LayerBlocks]
 """Reads those of the blocks asked for that have these positions (ascending)."""
-
-
-@dataclass(frozen=True)
-class NearTier:
-    """Where blocks are kept, and how many bytes of them."""
-
-    device: str  # `cuda:0`; `cpu`, which is pinned where there is a GPU to copy to
-    num_bytes: int
 
 
 class BlockKey(NamedTuple):

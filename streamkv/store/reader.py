@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from streamkv.errors import (
     CorruptSegmentError,
@@ -31,11 +31,15 @@ from streamkv.store import durable
 from streamkv.store.catalog import Catalog, Progress
 from streamkv.store.codecs import Codec
 from streamkv.store.index import SummaryIndex, faster
-from streamkv.store.near import BlockKey, NearBlocks
 from streamkv.store.records import ModelIdentity, SegmentPlace
 from streamkv.store.segment_file import SegmentFile, StoredBlocks, torch_dtype
 from streamkv.store.vectors import SummaryVectors
 from streamkv.types import Geometry, LayerBlocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from streamkv.store.near import NearBlocks
 
 _INDEX_AT_ONCE = 1024
 """Segments whose summary vectors are held twice, on their way into the index."""
@@ -210,12 +214,14 @@ class StreamSnapshot(VideoMemory):
         return tuple(SegmentInfo(p.segment_no, p.start_s, p.end_s, p.num_frames) for p in places)
 
     def search_each(
-        self, layer: int, queries: torch.Tensor, k: int, among: np.ndarray | None = None
+        self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
     ) -> list[Ranked]:
         return self._index.search_each(layer, queries, k, among)
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         """Opens only the files of the segments named, in whatever order; each counts once."""
+        import torch
+
         named = list(self._places) if segment_nos is None else np.unique(segment_nos).tolist()
         self._files.bring(self._places[no] for no in named if no in self._places)
         keys = [self._file(no).mean_keys(layer) for no in named]
@@ -232,6 +238,8 @@ class StreamSnapshot(VideoMemory):
         near = self._files.near
         if near is None:
             return self._read(layer, segment_nos, slots)
+        from streamkv.store.near import BlockKey  # loaded with what is near
+
         asked = zip(segment_nos.tolist(), slots.tolist(), strict=True)
         keys = [BlockKey(self._place(no).path, layer, slot) for no, slot in asked]
         return near.gather(keys, lambda at: self._read(layer, segment_nos[at], slots[at]))
@@ -241,6 +249,8 @@ class StreamSnapshot(VideoMemory):
 
         Only these blocks are decoded, straight into the result.
         """
+        import torch
+
         runs = list(_runs(segment_nos, slots))
         if len(runs) == 1:
             no, start, stop = runs[0]

@@ -1,4 +1,4 @@
-"""The small plain values that the store hands out; all of them pickle."""
+"""The small plain values that the store hands out or is told; all of them pickle."""
 
 from __future__ import annotations
 
@@ -145,6 +145,14 @@ class Front:
     num_segments: int
     file_bytes: int
     until_s: float  # end of the last, in stream time; 0.0 when there is none
+
+
+@dataclass(frozen=True)
+class NearTier:
+    """Where blocks that were read lately are kept (`near.py`), and how many bytes of them."""
+
+    device: str  # `cuda:0`; `cpu`, which is pinned where there is a GPU to copy to
+    num_bytes: int
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A segment's file, read by memory map: a record batch a layer, a row a block. The layout is docs/format.md.
 
-Knows nothing of the catalog, nor of how the file got there (`segment_writer.py`).
+Knows nothing of the catalog, nor of how the file got there (`segment_writer.py`). torch is imported where a tensor is
+made: whoever opens files to commit, check or move them does without.
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from streamkv.errors import CorruptSegmentError, ForeignStoreError, MissingFileError
-from streamkv.store.codecs import CODECS
+from streamkv.store.codecs import CODECS, Codec
 from streamkv.store.header import SegmentHeader
 from streamkv.store.layout import segment_path
 from streamkv.store.records import ModelIdentity, SegmentPlace
 from streamkv.types import LayerBlocks, SegmentKV
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,16 +35,21 @@ COLUMNS = ("frame_id", "start_s", "end_s", "keys", "values", "mean_key")
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    return cast(torch.dtype, getattr(torch, name))
+    import torch
+
+    return cast("torch.dtype", getattr(torch, name))
 
 
 def schema_of(identity: ModelIdentity, codec: str) -> Any:
     """The columns of a segment file: a row a block."""
-    geometry, dtype = identity.geometry, torch_dtype(identity.dtype)
-    keys, values = (pa.binary(CODECS[codec].row_bytes(geometry, dtype, keys=keys)) for keys in (True, False))
-    vector = pa.list_(pa.field("item", pa.float32(), nullable=False), geometry.summary_dim)
+    keys, values = (pa.binary(_row_bytes_of(CODECS[codec], identity, keys=keys)) for keys in (True, False))
+    vector = pa.list_(pa.field("item", pa.float32(), nullable=False), identity.geometry.summary_dim)
     columns = zip(COLUMNS, (pa.int32(), pa.float64(), pa.float64(), keys, values, vector), strict=True)
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
+
+
+def _row_bytes_of(codec: Codec, identity: ModelIdentity, *, keys: bool) -> int:
+    return codec.stored_bytes(identity.geometry, identity.value_bytes, keys=keys)
 
 
 class StoredBlocks(NamedTuple):
@@ -103,7 +110,7 @@ class SegmentFile:
         found = self._mean_keys.get(layer)
         if found is None:
             shape = (self.header.layers[layer].num_blocks, self.header.identity.geometry.summary_dim)
-            found = self._mean_keys[layer] = self._tensor(layer, "mean_key", torch.float32, shape)
+            found = self._mean_keys[layer] = self._tensor(layer, "mean_key", "float32", shape)
         return found
 
     def blocks(self, layer: int, rows: slice = slice(None)) -> LayerBlocks:
@@ -122,13 +129,9 @@ class SegmentFile:
         found = self._layers.get(layer)
         if found is None:
             rows, identity = self.header.layers[layer].num_blocks, self.header.identity
-            geometry, dtype = identity.geometry, torch_dtype(identity.dtype)
             keys, values = (
                 self._tensor(
-                    layer,
-                    name,
-                    torch.uint8,
-                    (rows, self.codec.row_bytes(geometry, dtype, keys=name == "keys")),
+                    layer, name, "uint8", (rows, _row_bytes_of(self.codec, identity, keys=name == "keys"))
                 )
                 for name in ("keys", "values")
             )
@@ -143,6 +146,8 @@ class SegmentFile:
 
     def segment_kv(self) -> SegmentKV:
         """The whole segment as it was written, or as its codec gives it back."""
+        import torch
+
         header = self.header
         return SegmentKV(
             segment_no=header.segment_no,
@@ -207,13 +212,16 @@ class SegmentFile:
         if not num_batches == len(header.layers) == header.identity.geometry.num_layers:
             raise CorruptSegmentError(f"{self.path}: {num_batches} record batches are not one a layer")
 
-    def _tensor(self, layer: int, column: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    def _tensor(self, layer: int, column: str, dtype: str, shape: tuple[int, ...]) -> Tensor:
+        import torch
+        from torch.utils.dlpack import from_dlpack
+
         if shape[0] == 0:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=torch_dtype(dtype))
         data = self._buffer(layer, column)
         # DLPack, because torch warns of any read-only buffer that reaches it through numpy
         raw = from_dlpack(pa.Array.from_buffers(pa.uint8(), data.size, [None, data]))
-        return raw.view(dtype).view(shape)
+        return raw.view(torch_dtype(dtype)).view(shape)
 
     def _buffer(self, layer: int, column: str) -> Any:
         """One column's checked bytes."""

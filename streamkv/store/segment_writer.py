@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from streamkv.errors import StoreError
 from streamkv.store import durable
@@ -26,6 +24,10 @@ from streamkv.store.layout import stream_folder, temp_name
 from streamkv.store.records import ModelIdentity, SegmentPlace
 from streamkv.store.segment_file import SUMMARY_VECTORS, SegmentFile, schema_of, torch_dtype
 from streamkv.types import LayerBlocks, SegmentKV, take_blocks
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def write_segment(
@@ -101,7 +103,8 @@ def check_fits(kv: SegmentKV, identity: ModelIdentity) -> None:
     name = f"segment {kv.segment_no}"
     if len(kv.layers) != geometry.num_layers:
         raise StoreError(f"{name}: got {len(kv.layers)} layers, the store takes {geometry.num_layers}")
-    _check_tensor(f"{name} summary_vectors", kv.summary_vectors, (len(kv.layers), geometry.summary_dim))
+    vectors = (len(kv.layers), geometry.summary_dim)
+    _check_tensor(f"{name} summary_vectors", kv.summary_vectors, vectors, torch_dtype("float32"))
     for layer, blocks in enumerate(kv.layers):
         rows = len(blocks.frame_ids)
         if len(blocks.spans_s) != rows:
@@ -110,7 +113,7 @@ def check_fits(kv: SegmentKV, identity: ModelIdentity) -> None:
         _check_tensor(f"{name} layer {layer} values", blocks.values_bNGd, (rows, *block), dtype)
 
 
-def _check_tensor(name: str, got: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+def _check_tensor(name: str, got: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tuple(got.shape) != shape or got.dtype != dtype:
         raise StoreError(f"{name}: got {tuple(got.shape)} {got.dtype}, the store takes {shape} {dtype}")
 
@@ -168,6 +171,8 @@ def _columns(blocks: LayerBlocks, mean_keys: Tensor, codec: Codec) -> dict[str, 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """A tensor's bytes, flat; through uint8 because numpy has no bfloat16."""
+    import torch
+
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 

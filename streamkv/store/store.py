@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from streamkv.config import AgeingStep, RetentionConfig, StoreConfig
 from streamkv.errors import CorruptSegmentError, StoreError, StoreFullError
@@ -26,7 +26,6 @@ from streamkv.store.codecs import make_codec
 from streamkv.store.deletion import Deletion
 from streamkv.store.generations import Removed
 from streamkv.store.mending import Mending
-from streamkv.store.near import NearBlocks, NearTier
 from streamkv.store.object_store import ObjectStore
 from streamkv.store.opening import open_catalog
 from streamkv.store.parts import Parts
@@ -35,6 +34,7 @@ from streamkv.store.records import (
     Front,
     Gap,
     ModelIdentity,
+    NearTier,
     Problem,
     SegmentPlace,
     StreamInfo,
@@ -48,6 +48,9 @@ from streamkv.store.vectors import SummaryVectors
 from streamkv.store.verification import find_problems
 from streamkv.store.watch_rows import WatchRows
 from streamkv.watches import WatchAnswer
+
+if TYPE_CHECKING:
+    from streamkv.store.near import NearBlocks
 
 MAX_OPEN_FILES = 1024
 """Segment files that a store keeps mapped; Linux allows a process 65,530 maps."""
@@ -146,6 +149,8 @@ class SegmentStore:
 
     def keep_near(self, tiers: Sequence[NearTier]) -> None:
         """Keeps blocks that are read in memory from now on, in the nearest tier (the first) and those behind it."""
+        from streamkv.store.near import NearBlocks  # torch, which a writer need not load
+
         self._files.near = NearBlocks(self.identity, tiers) if tiers else None
 
     def close(self) -> None:

@@ -8,12 +8,15 @@ questions. So of the pair of neighbours that are most alike one goes, again and 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from streamkv.budget import round_within
 from streamkv.store.segment_file import SegmentFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def num_left(num_blocks: int, num_frames: int, num_layers: int, keep_ratio: float) -> int:
