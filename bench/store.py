@@ -13,6 +13,8 @@ Random keys and values, float32 as a model on a CPU has them, at the geometries 
   and checked before, over those of one memcpy of as many bytes as the model gets (default codec, 7B). `_first`: the
   first question to meet the files, which checks them; `_near`: the same from host memory that the process keeps
   (`serve.host_bytes`), which has them all.
+- `prefetched_over_cold`: seconds of the same from files that are on the disk and not in the page cache, over those
+  without telling the disk of them first (`VideoMemory.prefetch`).
 - `open_100k_segments_s`: opening a store and one of its streams, 100,000 segments long (demo geometry), index exact.
 """
 
@@ -199,6 +201,41 @@ def gathers(name: str, codecs: Sequence[str], rounds: int, segments: int) -> lis
     return out
 
 
+def prefetched(name: str, codec: str, rounds: int, segments: int) -> Figure:
+    """One question's blocks from the disk: all of some segments, as where layers agree on them."""
+    geometry, nos = GEOMETRIES[name], np.arange(segments)
+
+    def cold(root: Path, *, prefetch: bool) -> float:
+        for path in root.rglob("*.arrow"):
+            forget_pages(path)
+        with SegmentStore.open(root, read_only=True) as store:
+            snapshot = store.reader(STREAM).snapshot
+            table = snapshot.table(0)  # opens the files, as looking for segments does
+            asked = [(table.segment_nos, table.slots)] * geometry.num_layers
+
+            def read() -> None:
+                if prefetch:
+                    snapshot.prefetch(nos)
+                for layer, (segment_nos, slots) in enumerate(asked):
+                    snapshot.gather(layer, segment_nos, slots)
+
+            return timed(read)
+
+    with folder() as root, SegmentStore.open(root, identity=identity_of(geometry)) as store:
+        fill(store, segments, codec)
+        pairs = [(cold(root, prefetch=True), cold(root, prefetch=False)) for _ in range(rounds)]
+    return Figure(f"prefetched_over_cold_{name}_{codec}", "ratio", tuple(a / b for a, b in pairs))
+
+
+def forget_pages(path: Path) -> None:
+    """Has the page cache give the file up."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
 def fill(store: SegmentStore, segments: int, codec: str) -> None:
     store.add_stream(STREAM, "file:random")
     epoch = store.begin_writing(STREAM)
@@ -310,6 +347,8 @@ def measure(*, quick: bool) -> list[Figure]:
     for name in names:
         out += gathers(name, codecs if name != "7b" else codecs[1:], rounds, 26)
         say(out)
+    out.append(prefetched(big, DEFAULT, rounds, 2 if quick else 7))
+    say(out)
     out.append(opening("demo", 2_000 if quick else 100_000, rounds))
     if not quick:
         out.append(opening("0.5b", 100_000, 2))

@@ -67,6 +67,11 @@ class ManyVideos(VideoMemory):
                 )
         return cat_tables(parts, self.geometry.summary_dim)
 
+    def prefetch(self, segment_nos: np.ndarray) -> None:
+        for stream, memory in enumerate(self._memories):
+            if len(own := self._own(stream, segment_nos)):
+                memory.prefetch(own)
+
     def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
         if not len(slots):
             return self._memories[0].gather(layer, segment_nos, slots)

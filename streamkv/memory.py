@@ -103,6 +103,11 @@ class VideoMemory(Protocol):
         """The blocks of `layer`, of all segments or of those named."""
         ...
 
+    def prefetch(self, segment_nos: np.ndarray) -> None:
+        """Most layers are about to gather blocks of these segments (ascending numbers): what can be begun is, and
+        nothing is waited for."""
+        return
+
     def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
         """The named blocks' keys and values, in the order named. The result may share memory with a file."""
         ...
@@ -205,6 +210,9 @@ class MemoryView(VideoMemory):
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
         return self._memory.table(layer, segment_nos)
+
+    def prefetch(self, segment_nos: np.ndarray) -> None:
+        self._memory.prefetch(segment_nos)
 
     def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
         return self._memory.gather(layer, segment_nos, slots)

@@ -23,6 +23,7 @@ from streamkv.models.base import QuestionPrompt, VideoLLM
 from streamkv.prefill import SystemKV, tokens_of
 from streamkv.reading import LayerReading, Reading
 from streamkv.retrieval import BlockChoice, Candidates, Looks, Query, Retriever
+from streamkv.retrieval.topk import union_of
 from streamkv.stopwatch import Stopwatch
 
 T = TypeVar("T")
@@ -172,7 +173,9 @@ class PromptRun:
 
     def _agree(self, prompts: Sequence[Prompt]) -> None:
         def agree(memory: VideoMemory, some: Sequence[Prompt]) -> list[np.ndarray]:
-            return self._retriever.agree_each(memory, [Looks(p.queries, p.candidates) for p in some])
+            agreed = self._retriever.agree_each(memory, [Looks(p.queries, p.candidates) for p in some])
+            memory.prefetch(union_of([np.sort(nos) for nos in agreed]))
+            return agreed
 
         for prompt, agreed in self._each_memory(prompts, agree).items():
             prompt.agreed = agreed
@@ -188,10 +191,14 @@ class PromptRun:
         """What each layer of each prompt reads, once all layers have looked."""
         retriever = self._retriever
         looks = [Looks(prompt.queries, prompt.candidates) for prompt in prompts]
-        return [
+        choices = [
             [retriever.choose(c, n) for c, n in zip(candidates, retriever.allocate(candidates), strict=True)]
             for candidates in retriever.reconsider_each(memory, looks)
         ]
+        memory.prefetch(
+            np.unique(np.concatenate([choice.segment_nos for each in choices for choice in each]))
+        )
+        return choices
 
     def _run_layer(self, layer: int, prompts: Sequence[Prompt], choose: Choose, phase: str) -> None:
         model, prompts = self._model, _going(prompts)

@@ -124,10 +124,13 @@ class SummaryIndex:
         found = [_search(shard, layer, rows, k, among, self.first_segment_no) for shard in self._shards]
         scores_QF = np.concatenate([scores for scores, _ in found], axis=1)
         segment_nos_QF = np.concatenate([segment_nos for _, segment_nos in found], axis=1)
-        return [
-            Ranked(segment_nos[segment_nos >= 0], scores[segment_nos >= 0]).best(k)
-            for segment_nos, scores in zip(segment_nos_QF, scores_QF, strict=True)
-        ]
+        # As `Ranked.best`, for all queries at once.
+        order_QF = np.lexsort((segment_nos_QF, -scores_QF))[:, :k]
+        scores_QF = np.take_along_axis(scores_QF, order_QF, axis=1)
+        segment_nos_QF = np.take_along_axis(segment_nos_QF, order_QF, axis=1)
+        counts = (segment_nos_QF >= 0).sum(axis=1).tolist()  # what was not found has the lowest score
+        rows_of_each = zip(segment_nos_QF, scores_QF, counts, strict=True)
+        return [Ranked(segment_nos[:count], scores[:count]) for segment_nos, scores, count in rows_of_each]
 
 
 def _shard(segment_nos: np.ndarray, vectors_SLc: np.ndarray) -> _Shard:

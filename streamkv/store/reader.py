@@ -98,6 +98,13 @@ class SegmentFiles:
                 self._open.popitem(last=False)
             return self._used(place.path)
 
+    def will_need(self, place: SegmentPlace) -> None:
+        """Has the disk begin to read the place's file, if it is open."""
+        with self._lock:
+            file = self._open.get(place.path)
+        if file is not None:
+            file.will_need()
+
     def bring(self, places: Iterable[SegmentPlace]) -> None:
         """Fetches files that are not on the disk, several at once; raises as `get` does."""
         if self._fetch is None:
@@ -232,6 +239,12 @@ class StreamSnapshot(VideoMemory):
             slots=np.concatenate([np.arange(n, dtype=np.int64) for n in counts] or [np.empty(0, np.int64)]),
             mean_keys=torch.cat([*keys, empty]),
         )
+
+    def prefetch(self, segment_nos: np.ndarray) -> None:
+        """Those that layers have found are open; their bytes begin to come from the disk."""
+        for no in segment_nos.tolist():
+            if no in self._places:
+                self._files.will_need(self._places[no])
 
     def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
         """From memory what is kept there (`near.py`), else from the files."""

@@ -7,9 +7,11 @@ made: whoever opens files to commit, check or move them does without.
 from __future__ import annotations
 
 import base64
+import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -77,6 +79,7 @@ class SegmentFile:
     def __init__(self, path: Path, verified: bytearray | None = None) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._is_coming = False
         self._batches: dict[int, Any] = {}
         self._layers: dict[int, StoredBlocks] = {}
         self._mean_keys: dict[int, Tensor] = {}
@@ -97,6 +100,18 @@ class SegmentFile:
     def num_blocks(self) -> int:
         """Of all layers."""
         return sum(layer.num_blocks for layer in self.header.layers)
+
+    def will_need(self) -> None:
+        """Has the disk begin to read all of it, once: a touched page brings its neighbours only."""
+        if self._is_coming:
+            return
+        self._is_coming = True
+        with suppress(OSError):  # it is deleted, and the map is all that is left
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(fd)
 
     def summary_vectors(self) -> np.ndarray:
         """(L, G * d) float32: what FAISS indexes."""

@@ -37,7 +37,7 @@ def test_keep_ratio_is_hit_over_layers(n: int, keep_ratio: float, policy: str, t
     config = CompressConfig(keep_ratio=keep_ratio, budget=BudgetConfig(policy=policy, tau=tau))
     scores = list(torch.randn(L, n, generator=torch.Generator().manual_seed(n)))
     kept = make_compressor(config).keep(L, n, scores)
-    assert sum(map(len, kept)) == max(L, round(L * n * keep_ratio))
+    assert sum(map(len, kept)) == max(L, round(L * (n * keep_ratio)))
     for rows, layer_scores in zip(kept, scores, strict=True):
         assert rows == sorted(set(rows))
         dropped = [float(layer_scores[i]) for i in range(n) if i not in rows]

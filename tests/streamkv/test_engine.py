@@ -305,6 +305,35 @@ def test_layers_agree_on_the_way_and_those_after_read_what_they_chose(
         torch.testing.assert_close(kept.scores, look.scores)
 
 
+@pytest.mark.parametrize(
+    "retrieve",
+    [("policy=agree", "agree_layers=[0, 1]", "budget.policy=uniform"), ("policy=agree",), ("policy=topk",)],
+)
+def test_a_memory_hears_of_what_layers_will_read_before_they_do(
+    retrieve: tuple[str, ...], tiny_model: VideoLLM
+) -> None:
+    """Where that is known before: of layers that have agreed, or of a second run."""
+    events: list[set[int]] = []
+
+    class Hearing(InMemoryVideo):
+        def prefetch(self, segment_nos: np.ndarray) -> None:
+            events.append(set(segment_nos.tolist()))
+
+        def gather(self, layer: int, segment_nos: np.ndarray, slots: np.ndarray) -> LayerBlocks:
+            if events:
+                assert set(segment_nos.tolist()) <= events[0]
+                events.append(set(segment_nos.tolist()))
+            return super().gather(layer, segment_nos, slots)
+
+    settings = [
+        f"method.retrieve.{setting}" for setting in (*retrieve, "agree_segments=2", "recent_blocks=0")
+    ]
+    engine = Engine(tiny_model, preset("streamkv", *FIVE_BLOCKS, *settings))
+    geometry = tiny_model.geometry
+    engine.read(Hearing(geometry, [random_segment_kv(geometry, no) for no in range(8)]), QUESTION)
+    assert any(events[1:])
+
+
 @pytest.mark.parametrize("name", preset_names())
 @pytest.mark.parametrize("num_frames", [1, 2, 23])
 def test_every_preset_answers(name: str, num_frames: int, tiny_model: VideoLLM) -> None:

@@ -87,6 +87,19 @@ def test_blocks_are_gathered_in_the_order_named(streams: list[list[int]], data: 
     assert found.spans_s == wanted.spans_s
 
 
+def test_each_memory_hears_of_its_own_segments() -> None:
+    heard: list[tuple[int, list[int]]] = []
+
+    class Hearing(InMemoryVideo):
+        def prefetch(self, segment_nos: np.ndarray) -> None:
+            heard.append((self.segments[0].segment_no, segment_nos.tolist()))
+
+    streams = [[0, 3], [1, 2], [2, 4]]
+    many = ManyVideos([Hearing(GEOMETRY, segments_of(i, nos)) for i, nos in enumerate(streams)])
+    many.prefetch(np.array([0, 3, 4 + 3 + 2, 4 + 3 + 4]))
+    assert heard == [(0, [0, 3]), (2, [2, 4])]
+
+
 @given(numbers)
 def test_every_segment_is_traced_to_its_stream(streams: list[list[int]]) -> None:
     apart, many, _ = both(streams)

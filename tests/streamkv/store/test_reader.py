@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -108,6 +109,26 @@ def test_neighbours_in_one_file_are_not_copied(snapshot: StreamSnapshot) -> None
     file = snapshot._file(3)
     got = snapshot.gather(0, np.array([3, 3, 3]), np.array([1, 2, 3]))
     assert got.keys_bNGd.data_ptr() == file.blocks(0).keys_bNGd[1].data_ptr()
+
+
+def test_the_disk_hears_once_of_files_that_are_open_and_will_be_read(
+    store: SegmentStore, snapshot: StreamSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int, int, int]] = []
+
+    def advise(fd: int, start: int, length: int, advice: int) -> None:
+        told.append((os.readlink(f"/proc/self/fd/{fd}"), start, length, advice))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    paths = [str(store.root / place.path) for place in snapshot._places.values()]
+    snapshot.table(0, np.array([1, 3]))
+    for _ in range(2):
+        snapshot.prefetch(np.array([0, 1, 7]))
+    assert told == [(paths[1], 0, 0, os.POSIX_FADV_WILLNEED)], "0 is not open, 7 is not there"
+    Path(paths[3]).unlink()
+    snapshot.prefetch(np.array([3]))
+    assert len(told) == 1
+    assert snapshot.gather(0, np.array([3]), np.array([0])).num_blocks == 1, "from the map"
 
 
 @pytest.mark.parametrize(
