@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from streamkv.config import ConfidenceConfig
-from streamkv.errors import ConfigError
+from streamkv.types import Geometry
 
 NOT_SHOWN = "The footage does not show it."
 """What is said in place of an answer that is too unlikely."""
@@ -52,21 +52,26 @@ class Signs:
 
 
 def confidence(config: ConfidenceConfig, signs: Signs) -> float:
-    """The share of answers with such signs that are right, 0 to 1.
-
-    ConfigError when there are other than as many weights of a kind as signs, or none.
-    """
+    """The share of answers with such signs that are right, 0 to 1. The weights are such that `why_not` is empty."""
     logit = config.intercept
     for name, values in zip(PARTS, signs.parts(), strict=True):
         weights = np.atleast_1d(np.asarray(getattr(config, name), np.float64))
-        if len(weights) == len(values):
+        if len(weights):
             logit += float(weights @ values)
-        elif len(weights):
-            raise ConfigError(
-                f"confidence.{name}: got {len(weights)} weights, the model and method have {len(values)} such signs; "
-                "fit them anew: python -m bench.confidence --fit"
-            )
     return 1 / (1 + math.exp(-max(-50.0, min(50.0, logit))))
+
+
+def why_not(config: ConfidenceConfig, num_scores: int, geometry: Geometry) -> str:
+    """Why the weights are of another model or method than one with so many `Signs.scores`; empty if they are not."""
+    L = geometry.num_layers
+    wanted = {"scores": num_scores, "attention": L, "heaviest": L, "hidden": geometry.hidden_dim}
+    for name, count in wanted.items():
+        if (got := len(getattr(config, name))) not in (0, count):
+            return (
+                f"confidence.{name}: got {got} weights, this model and method have {count} such signs; fit them: "
+                "python -m bench.confidence --fit"
+            )
+    return ""
 
 
 def fit(signs: Sequence[Signs], is_right: Sequence[bool]) -> ConfidenceConfig:

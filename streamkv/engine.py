@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,8 @@ import torch
 
 from streamkv.attention import KV
 from streamkv.compression import make_compressor
-from streamkv.config import MethodConfig, RetrieveConfig
+from streamkv.confidence import why_not
+from streamkv.config import ConfidenceConfig, MethodConfig, RetrieveConfig
 from streamkv.conversation import Turn
 from streamkv.errors import ForeignStoreError, QuestionError, StoreError
 from streamkv.excerpt import Span, between
@@ -28,6 +30,8 @@ from streamkv.stopwatch import Stopwatch
 from streamkv.together import Outcome, Together
 from streamkv.types import Answer, Segment, SegmentKV
 
+log = logging.getLogger(__name__)
+
 MAX_PROMPT_TOKENS = 4096
 """Of a question with what was said before it: each of them attends to each, which takes memory by the square."""
 MAX_GUIDANCE = 64
@@ -41,6 +45,7 @@ class Engine:
         self.model = model
         self.method = method
         self.retriever = make_retriever(method, model.geometry)
+        self.confidence = self._fitting_confidence()
         self.finder = TopK(_for_finding(method), model.geometry)
         make_compressor(method.compress)  # an unknown name fails here, not at the first segment
         Segmenter(method.segment)
@@ -185,6 +190,15 @@ class Engine:
 
     def _run(self, retriever: Retriever, prompts: Sequence[Prompt], watch: Stopwatch) -> PromptRun:
         return PromptRun(self.model, self._rotated_system, retriever, prompts, watch)
+
+    def _fitting_confidence(self) -> ConfidenceConfig | None:
+        """The method's, where it is of this model and method: an ablation's answers do not say how sure they are."""
+        weights, geometry = self.method.confidence, self.model.geometry
+        voters = self.retriever.voters(geometry.num_layers)
+        if weights is not None and (reason := why_not(weights, len(voters), geometry)):
+            log.warning("answers do not say how sure they are: %s", reason)
+            return None
+        return weights
 
     def _check_memory(self, memory: VideoMemory) -> None:
         if not memory.segments:

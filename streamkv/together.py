@@ -54,7 +54,7 @@ class UnderWay:
             return self.leave(reading)
         self._reading = reading
         try:
-            weights = self._engine.method.confidence
+            weights = self._engine.confidence
             self._sure = confidence(weights, reading.signs) if weights else None
             if self._sure is not None and self._sure < self.question.min_confidence:
                 self._text.say(NOT_SHOWN)

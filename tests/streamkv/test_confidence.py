@@ -14,10 +14,9 @@ from test_engine import QUESTION, ingest, preset
 from tiny import random_frames
 
 from bench.confidence import absent, off_by
-from streamkv.confidence import NOT_SHOWN, Signs, confidence, fit
+from streamkv.confidence import NOT_SHOWN, Signs, confidence, fit, why_not
 from streamkv.config import ConfidenceConfig, load_config
 from streamkv.engine import Engine
-from streamkv.errors import ConfigError
 from streamkv.models import VideoLLM
 from streamkv.townsquare import make_world
 
@@ -71,9 +70,22 @@ def test_signs_of_each_layer_are_worth_what_their_weights_say() -> None:
         assert getattr(found, name) == pytest.approx(getattr(BY_LAYER, name), abs=0.3), name
 
 
-def test_weights_of_another_model_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"confidence.hidden: got 2 weights, the model and method have 3"):
-        confidence(BY_LAYER, dataclasses.replace(drawn(random.Random(1)), hidden=[0.0] * 3))
+def test_weights_of_another_model_or_method_say_nothing(
+    tiny_model: VideoLLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = dataclasses.replace(preset("streamkv"), confidence=BY_LAYER)
+    engine = Engine(tiny_model, method)
+    answer = engine.answer(ingest(engine, random_frames(3)), QUESTION, max_new_tokens=2, min_confidence=1.0)
+    assert (answer.confidence, answer.text) != (None, NOT_SHOWN)
+    assert answer.confidence is None
+    assert "confidence.scores: got 2 weights, this model and method have 3 such signs" in caplog.text
+    L, D = tiny_model.num_layers, tiny_model.geometry.hidden_dim
+    fits = dataclasses.replace(BY_LAYER, scores=[0.1] * L, hidden=[0.0] * D)
+    for name in ("attention", "heaviest", "hidden"):
+        other = dataclasses.replace(fits, **{name: [0.0] * 5})
+        assert f"confidence.{name}: got 5" in why_not(other, L, tiny_model.geometry)
+    engine = Engine(tiny_model, dataclasses.replace(method, confidence=fits))
+    assert engine.answer(ingest(engine, random_frames(3)), QUESTION, max_new_tokens=2).confidence is not None
 
 
 def test_signs_are_what_the_layers_found_and_looked_at(tiny_model: VideoLLM) -> None:
