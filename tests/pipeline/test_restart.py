@@ -66,6 +66,7 @@ def test_a_power_cut_costs_nothing_but_time(server: LiveServer, films: Path) -> 
             assert now[: len(paths)] == paths, "what was committed stays as it is"
 
 
+@pytest.mark.timeout(600)
 def test_it_gets_another_model_while_it_answers(
     tmp_path: Path, server: LiveServer, films: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
