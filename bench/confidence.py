@@ -1,7 +1,7 @@
 """Whether answers are as often right as they say, and what is answered about things that never happened.
 
     python -m bench.confidence --json            measures the configuration's weights
-    python -m bench.confidence --seed 300 --fit  prints weights for it, fitted on these worlds
+    python -m bench.confidence --seed 300 --worlds 6 6 4 --fit  prints weights for it, fitted on these worlds
 
 Half of the questions are about the world; the other half were made for another one, and name a sign or a clock that
 this world never shows. For each threshold, `false_T` is the share of those that are answered all the same, and `kept_T`
@@ -108,21 +108,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m bench.confidence", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--minutes", type=float, nargs="+", default=[2.0, 10.0, 60.0])
-    parser.add_argument("--worlds", type=int, default=2, help="of each length")
+    parser.add_argument(
+        "--worlds", type=int, nargs="+", default=[2], help="of each length, or of each by itself"
+    )
     parser.add_argument("--questions", type=int, default=100, help="of each world, and as many about nothing")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--fit", action="store_true", help="print weights fitted on these worlds")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("overrides", nargs="*", help="settings a.b=c")
     given = parser.parse_args(arguments)
+    counts = given.worlds * len(given.minutes) if len(given.worlds) == 1 else given.worlds
+    if len(counts) != len(given.minutes):
+        parser.error(
+            f"--worlds: got {len(counts)} counts for {len(given.minutes)} lengths; give one, or one each"
+        )
     facts = machine()
     config = load_settings("demo", given.overrides)
     found = [
         outcome
-        for minutes in given.minutes
-        for outcome in outcomes(
-            config, minutes, range(given.seed, given.seed + given.worlds), given.questions
-        )
+        for minutes, count in zip(given.minutes, counts, strict=True)
+        for outcome in outcomes(config, minutes, range(given.seed, given.seed + count), given.questions)
     ]
     weights = config.method.confidence
     if given.fit or weights is None:

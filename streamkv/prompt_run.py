@@ -23,6 +23,7 @@ from streamkv.models.base import QuestionPrompt, VideoLLM
 from streamkv.prefill import SystemKV, tokens_of
 from streamkv.reading import LayerReading, Reading
 from streamkv.retrieval import BlockChoice, Candidates, Looks, Query, Retriever
+from streamkv.retrieval.agreement import Agreement
 from streamkv.retrieval.topk import union_of
 from streamkv.stopwatch import Stopwatch
 
@@ -76,6 +77,7 @@ class PromptRun:
     ) -> None:
         """`rotated_system`: the system prompt's keys and values, keys at their positions."""
         self._model, self._system, self._retriever = model, rotated_system, retriever
+        self._agreement = retriever if isinstance(retriever, Agreement) else None
         self._prompts, self._watch = prompts, watch
         watch.lap("query")
 
@@ -132,13 +134,13 @@ class PromptRun:
         self, layer: int, prompts: Sequence[Prompt], q_THd: Tensor
     ) -> dict[Prompt, BlockChoice]:
         self._ask(prompts, q_THd)
-        agrees_at = self._retriever.agrees_at
-        if agrees_at is None or layer < agrees_at:
+        agreement = self._agreement
+        if agreement is None or agreement.agrees_at is None or layer < agreement.agrees_at:
             return self._look(layer, prompts)
-        if layer == agrees_at:
+        if layer == agreement.agrees_at:
             self._look(layer, prompts)
-            self._agree(_going(prompts))
-        return self._each_memory(_going(prompts), partial(self._look_in_agreed, layer))
+            self._agree(agreement, _going(prompts))
+        return self._each_memory(_going(prompts), partial(self._look_in_agreed, agreement, layer))
 
     def _only_ask(self, layer: int, prompts: Sequence[Prompt], q_THd: Tensor) -> dict[Prompt, BlockChoice]:
         self._ask(prompts, q_THd)
@@ -171,9 +173,9 @@ class PromptRun:
             prompt.candidates.append(candidates)
         return {prompt: choice for prompt, (_, choice) in looks.items()}
 
-    def _agree(self, prompts: Sequence[Prompt]) -> None:
+    def _agree(self, agreement: Agreement, prompts: Sequence[Prompt]) -> None:
         def agree(memory: VideoMemory, some: Sequence[Prompt]) -> list[np.ndarray]:
-            agreed = self._retriever.agree_each(memory, [Looks(p.queries, p.candidates) for p in some])
+            agreed = agreement.agree_each(memory, [Looks(p.queries, p.candidates) for p in some])
             memory.prefetch(union_of([np.sort(nos) for nos in agreed]))
             return agreed
 
@@ -181,11 +183,10 @@ class PromptRun:
             prompt.agreed = agreed
 
     def _look_in_agreed(
-        self, layer: int, memory: VideoMemory, prompts: Sequence[Prompt]
+        self, agreement: Agreement, layer: int, memory: VideoMemory, prompts: Sequence[Prompt]
     ) -> list[BlockChoice]:
-        retriever = self._retriever
         queries, agreed = [p.queries[layer] for p in prompts], [p.agreed for p in prompts]
-        return [retriever.choose(c) for c in retriever.look_in_each(memory, layer, queries, agreed)]
+        return [agreement.choose(c) for c in agreement.look_in_each(memory, layer, queries, agreed)]
 
     def _choose_anew(self, memory: VideoMemory, prompts: Sequence[Prompt]) -> list[list[BlockChoice]]:
         """What each layer of each prompt reads, once all layers have looked."""

@@ -25,6 +25,9 @@ class Agreement(TopK):
     of a wrong segment in one layer disturb what the others read.
     """
 
+    agrees_at: int | None = None
+    """The layer from which on layers read only what was agreed on, in the prompt's one run; None: after that run."""
+
     def __init__(self, method: MethodConfig, geometry: Geometry) -> None:
         super().__init__(method, geometry)
         layers = self.config.agree_layers
@@ -55,6 +58,7 @@ class Agreement(TopK):
         return [list(each) for each in zip(*layers, strict=True)]
 
     def agree_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[np.ndarray]:
+        """For each question the segments that layers read once they have agreed, the surest first."""
         count, share = self.config.agree_segments, self.config.agree_share
         found = [agreed_segments(self._of_voters(look.candidates), count, share) for look in looks]
         return [np.array(segment_nos, np.int64) for segment_nos in found]

@@ -91,8 +91,6 @@ class Retriever(ABC):
 
     is_adaptive = False
     """Whether choices wait for what all layers found, so that the question runs twice."""
-    agrees_at: int | None = None
-    """The layer from which on layers read only what has been agreed by then, in the same run; None: no layer."""
 
     def __init__(self, method: MethodConfig, geometry: Geometry) -> None:
         self.method = method
@@ -114,16 +112,6 @@ class Retriever(ABC):
     def voters(self, num_layers: int) -> Sequence[int]:
         """Of the layers that have looked, those that say how far segments stand out."""
         return range(num_layers)
-
-    def agree_each(self, memory: VideoMemory, looks: Sequence[Looks]) -> list[np.ndarray]:
-        """For each question the segments that layers read from `agrees_at` on, the surest first."""
-        raise NotImplementedError(f"{type(self).__name__} does not agree")
-
-    def look_in_each(
-        self, memory: VideoMemory, layer: int, queries: Sequence[Query], segment_nos: Sequence[np.ndarray]
-    ) -> list[Candidates]:
-        """For each question, what the layer can choose from where these segments were agreed on."""
-        raise NotImplementedError(f"{type(self).__name__} does not agree")
 
     def allocate(self, candidates: Sequence[Candidates]) -> list[int]:
         """Each layer's count, from the scores of all layers."""

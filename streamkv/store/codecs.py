@@ -38,10 +38,6 @@ class Codec(ABC):
     def stored_bytes(self, geometry: Geometry, value_bytes: int, *, keys: bool) -> int:
         """Bytes of one block's keys, or values, of so many bytes a number."""
 
-    def row_bytes(self, geometry: Geometry, dtype: torch.dtype, *, keys: bool) -> int:
-        """The same for numbers of that type."""
-        return self.stored_bytes(geometry, dtype.itemsize, keys=keys)
-
     @abstractmethod
     def encode(self, blocks_bNGd: Tensor, *, keys: bool) -> Tensor:
         """(b, stored_bytes) uint8."""

@@ -33,6 +33,11 @@ for cls in (DecodeEncode, Prefill, StoreActor):
     ray.remote(cls)
 check("making actors")
 """
+ROUTES = f"""{WITHOUT}
+import pipeline.api, pipeline.app, pipeline.server, pipeline.deployment
+check("routes")
+assert "av" not in sys.modules
+"""
 KEEPING = f"""{WITHOUT}
 from actors.store_actor import StoreActor
 
@@ -72,3 +77,8 @@ def test_the_store_keeps_streams_without_torch(tmp_path: Path) -> None:
     answer = WatchAnswer("w", "red", 0.9, (Evidence(0, place.start_s, place.end_s, 1.0, 2),))
     config = StoreConfig(root=str(tmp_path), upkeep_s=0, retention=RetentionConfig(max_age_s=1e-3))
     run(KEEPING, (config, IDENTITY, Watch("w", "cam", "what colour?"), place, (answer,)))
+
+
+def test_the_routes_load_nothing_that_answers() -> None:
+    """Api only waits."""
+    run(ROUTES)

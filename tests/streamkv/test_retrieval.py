@@ -282,6 +282,7 @@ def test_agreeing_layers_read_the_agreed_segments_and_the_latest_blocks() -> Non
 def test_only_the_layers_that_are_named_choose() -> None:
     memory = memory_of(8)
     retriever = retriever_of(policy="agree", agree_segments=2, agree_layers=[1])
+    assert isinstance(retriever, Agreement)
     looks = [retriever.look(memory, layer, QUERY) for layer in range(2)]
     (agreed,) = retriever.agree_each(memory, [Looks([QUERY, QUERY], looks)])
     assert agreed.tolist() == agreed_segments([looks[1]], 2) != agreed_segments(looks, 2)
@@ -293,7 +294,7 @@ def test_layers_that_the_model_lacks_and_counts_that_wait_for_all_are_refused() 
         retriever_of(policy="cover", agree_layers=[1, 3])
     with pytest.raises(ConfigError, match=r"agree_layers: .*budget.policy=adaptive, which waits for all"):
         retriever_of(policy="agree", agree_layers=[1], budget=BudgetConfig())
-    assert retriever_of(policy="topk", agree_layers=[1], budget=BudgetConfig()).agrees_at is None
+    assert retriever_of(policy="topk", agree_layers=[1], budget=BudgetConfig()).is_adaptive, "not its setting"
 
 
 def test_segments_far_below_the_best_are_left_out() -> None:

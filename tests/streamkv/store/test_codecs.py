@@ -53,7 +53,7 @@ def test_round_trip_is_within_the_stated_error(
     blocks, codec = blocks_of(seed, scale, offset), CODECS[name]
     rows = codec.encode(blocks, keys=keys)
     assert rows.dtype == torch.uint8
-    assert rows.shape == (3, codec.row_bytes(GEOMETRY, torch.float32, keys=keys))
+    assert rows.shape == (3, codec.stored_bytes(GEOMETRY, 4, keys=keys))
     back = codec.decode(rows, GEOMETRY, torch.float32, keys=keys)
     assert back.shape == blocks.shape
     assert bool(((back - blocks).abs() <= bound(name, blocks, keys=keys)).all())
