@@ -142,8 +142,8 @@ class Plan:
         """Of one sampled frame: what is kept of it, and its share of the summary; an index's vectors are small."""
         g = self.decoder.geometry
         kept = self.method.compress.keep_ratio + self.method.compress.summary / SEGMENT_FRAMES
-        row = make_codec(codec).row_bytes
-        block = sum(row(g, torch.bfloat16, keys=keys) for keys in (True, False))
+        stored = make_codec(codec).stored_bytes
+        block = sum(stored(g, torch.bfloat16.itemsize, keys=keys) for keys in (True, False))
         return kept * g.num_layers * block
 
 

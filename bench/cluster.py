@@ -237,7 +237,7 @@ def _run(
 
 
 def _balance(plane: Plane, when: str) -> dict[str, tuple[float, str]]:
-    found = {}
+    found: dict[str, tuple[float, str]] = {}
     for pool in ("encode", "prefill"):
         loads = plane.balance(pool)
         found[f"{pool}_workers_{when}"] = (len(loads), "actors")
