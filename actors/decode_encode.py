@@ -116,7 +116,14 @@ class _Session:
 class DecodeEncode:
     """See the module. Life: constructor, `start`, `check_health`, `shutdown`."""
 
-    def __init__(self, load: Callable[[], DecodeParts], source: SourceConfig, *, in_flight: int) -> None:
+    def __init__(
+        self,
+        load: Callable[[], DecodeParts],
+        source: SourceConfig,
+        *,
+        in_flight: int,
+        hears_crashes: bool = False,
+    ) -> None:
         self.incarnation = uuid.uuid4().hex
         self.clock = StageClock()
         self._load = load
@@ -124,7 +131,7 @@ class DecodeEncode:
         self._in_flight = in_flight
         self._parts: DecodeParts | None = None
         self._failure = ""
-        self._hand = InHand()
+        self._hand = InHand(hears_crashes=hears_crashes)
         self._at = self._hand.slot()  # of the loop
         self._sessions: dict[str, _Session] = {}
         self._had = 0.0  # of the stream whose turn it was last

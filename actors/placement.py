@@ -52,10 +52,10 @@ class Charge:
     feed: FeedStatus | None = None
     restarts: int = 0
     strikes: int = 0
-    tried_at: Spot[Any] | None = None  # the worker that ended with this stream in hand
-    places_s: frozenset[float] = frozenset()  # stream times that its threads had come to in all such ends
+    places_s: frozenset[float] = frozenset()  # stream times that a worker's threads had come to when it ended
     num_ended: int = 0  # workers that ended there, in a row
-    suspected_at: float = 0.0  # `Spot.lost_at` of the last one
+    ended_at: float = 0.0  # `Spot.lost_at` of the last one
+    tried_at: Spot[Any] | None = None  # that one, where the stream is to be tried; None: it is not suspected
     tried_from: float = 0.0  # time.monotonic() when its first session since then had begun; 0: it has not
     is_live: bool = False
     next_segment_no: int = 0  # when its session began
@@ -112,27 +112,30 @@ class Charge:
         self.begun_at = time.monotonic()
         self.tried_from = self.tried_from or self.begun_at
 
-    def suspect(self, spot: Spot[Any], positions_s: Iterable[float]) -> None:
+    def note_in_hand(self, spot: Spot[Any], positions_s: Iterable[float]) -> None:
         """Notes that the worker there ended with the stream in hand, having come so far with it; once for each end.
 
         What ends its worker does so at the same place each time; elsewhere it was in hand by chance. A camera has no
-        places.
+        places. Where the worker was killed from outside, the stream is suspected only if one ended there before.
         """
-        if self.suspected_at == spot.lost_at:
+        if self.ended_at == spot.lost_at:
             return
+        self.ended_at = spot.lost_at
         places_s = frozenset(positions_s)
         again = places_s & self.places_s
-        if self.tried_at is not None and (again or self.is_live):
+        has_again = bool(self.places_s) and (bool(again) or self.is_live)
+        if has_again:
             self.num_ended, self.places_s = self.num_ended + 1, again or places_s
-        elif self.tried_at is None or max(places_s) > max(self.places_s):
+        elif max(places_s) > max(self.places_s, default=-1.0):
             self.num_ended, self.places_s = 1, places_s
-        self.tried_at, self.suspected_at, self.tried_from = spot, spot.lost_at, 0.0
+        if spot.words.cause or has_again or self.tried_at is not None:
+            self.tried_at, self.tried_from = spot, 0.0
 
     def note_committed(self, end_s: float) -> None:
         """Notes up to where its session's segments are durable: a stream that has come further is beyond suspicion."""
-        if end_s > (max(self.places_s) if self.tried_at is not None else 0.0):
+        if end_s > max(self.places_s, default=0.0):
             self.strikes = self.num_ended = 0
-            self.tried_at = None
+            self.tried_at, self.places_s = None, frozenset()
 
     @property
     def spots(self) -> list[Decoding | Prefilling]:

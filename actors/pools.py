@@ -19,7 +19,7 @@ from typing import Generic, Literal, TypeVar
 
 from actors.balance import leavers
 from actors.failures import SilentError, WorkerLostError, describe
-from actors.in_hand import InHands, Place
+from actors.in_hand import InHands, LastWords, Place
 from actors.load import BusyMeter, work_s
 from actors.messages import WorkerStatus
 from actors.views import PoolView, WorkerView
@@ -52,7 +52,7 @@ class Spot(Generic[W]):
     status: WorkerStatus | None = None  # None: nothing was heard, for now
     asked_at: float = 0.0  # time.monotonic() when that was asked for
     lost_at: float = 0.0  # time.monotonic() when its process was last found to be away, or another one
-    named: InHands = field(default_factory=dict)  # what it had in hand then, if that is little
+    words: LastWords = field(default_factory=LastWords)  # of the process that was lost
     away_since: float = 0.0  # time.monotonic(); 0: it is not away
     is_new: bool = True  # streams were not shared with it yet
     is_leaving: bool = False
@@ -60,6 +60,11 @@ class Spot(Generic[W]):
     not_before: float = 0.0  # time.monotonic() of the next attempt to start it
     starting: Future[None] | None = None
     asking: Future[None] | None = None
+
+    @property
+    def named(self) -> InHands:
+        """What it had in hand when it was lost, if that is little."""
+        return self.words.in_hand if len(self.words.in_hand) <= MAX_NAMED else {}
 
     @property
     def state(self) -> Literal["starting", "up", "away", "leaving"]:
@@ -89,10 +94,10 @@ class Pool(Generic[W]):
         config: PoolConfig,
         make: Callable[[str], W],
         start: Callable[[W], object],
-        in_hand: Callable[[Place], InHands],
+        last_words: Callable[[Place], LastWords],
     ) -> None:
         """`make` finds the worker of that name, or makes it. `start` loads what it needs; once more changes nothing.
-        `in_hand`: see `Workers`."""
+        `last_words`: see `Workers`."""
         self.name = name
         self.config = config
         self.size = 0
@@ -100,7 +105,7 @@ class Pool(Generic[W]):
         self.spots: list[Spot[W]] = []
         self._make = make
         self._start = start
-        self._in_hand = in_hand
+        self._last_words = last_words
         self._made = 0
         self._asking = ThreadPoolExecutor(MAX_ASKED, f"ask-{name}")
 
@@ -208,7 +213,7 @@ class Pool(Generic[W]):
     def _note(self, spot: Spot[W], status: WorkerStatus | None, asked_at: float, *, has_died: bool) -> None:
         before = spot.status
         if before is not None and (status is None or status.incarnation != before.incarnation):
-            spot.named = self._last_in_hand(spot.name, before) if has_died else {}
+            spot.words = self._hear_last_words(spot.name, before) if has_died else LastWords()
             spot.lost_at = spot.away_since = time.monotonic()
         if status is not None:
             spot.is_new = spot.is_new or spot.is_gone
@@ -216,15 +221,18 @@ class Pool(Generic[W]):
         spot.status = status
         spot.asked_at = asked_at  # last: whoever reads it first reads a status that is no older
 
-    def _last_in_hand(self, name: str, last: WorkerStatus) -> InHands:
+    def _hear_last_words(self, name: str, last: WorkerStatus) -> LastWords:
         if last.in_hand is None:
-            return {}
+            return LastWords()
         try:
-            named = self._in_hand(last.in_hand)
+            words = self._last_words(last.in_hand)
         except Exception as exc:
             log.warning("worker %s died, and nobody can say what it had in hand: %s", name, describe(exc))
-            return {}
-        return named if len(named) <= MAX_NAMED else {}
+            return LastWords()
+        log.warning(
+            "worker %s has ended: %s%s", name, words.cause or "it was killed", f"\n{words.trace}".rstrip()
+        )
+        return words
 
     def _begin_to_start(self, spot: Spot[W]) -> None:
         """In a thread of its own: a large model loads for minutes, and a worker may wait for a node as long."""

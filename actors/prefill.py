@@ -88,12 +88,18 @@ class _Session:
 class Prefill:
     """See the module. Life: constructor, `start`, `check_health`, `shutdown`."""
 
-    def __init__(self, load: Callable[[], PrefillParts], commit: CommitSegment | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], PrefillParts],
+        commit: CommitSegment | None = None,
+        *,
+        hears_crashes: bool = False,
+    ) -> None:
         self.incarnation = uuid.uuid4().hex
         self.clock = StageClock()
         self._load = load
         self._commit = commit
-        self._hand = InHand()
+        self._hand = InHand(hears_crashes=hears_crashes)
         self._at = self._hand.slot()
         self._hear_open: HearOpen | None = None
         self._looks = Share(0.0)

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.failures import WorkerLostError
 from actors.front import SupervisorFront
-from actors.in_hand import InHands, Place, read_page
+from actors.in_hand import LastWords, Place, last_words
 from actors.remote import wait_for
 from actors.roles import (
     DECODE_ENCODE,
@@ -120,8 +120,8 @@ class RayWorkers:
     def found(self, pool: str) -> list[str]:
         return worker_names(pool)
 
-    def in_hand(self, place: Place) -> InHands:
-        return read_page(place.path) if place.is_here else _read_elsewhere(place)
+    def last_words(self, place: Place) -> LastWords:
+        return last_words(place) if place.is_here else _read_elsewhere(place)
 
     def decoder(self, name: str) -> DecodeHandle:
         from actors.decode_encode import DecodeEncode
@@ -130,14 +130,16 @@ class RayWorkers:
         config = self._config
         actor = _worker(DecodeEncode, name, config.encode, DECODE_ENCODE, control_threads=4)
         load = partial(self._load_decode, config)
-        return DecodeHandle(actor.remote(load, config.source, in_flight=config.prefill.in_flight))
+        return DecodeHandle(
+            actor.remote(load, config.source, in_flight=config.prefill.in_flight, hears_crashes=True)
+        )
 
     def prefiller(self, name: str) -> PrefillHandle:
         from actors.handles import PrefillHandle
         from actors.prefill import Prefill
 
         actor = _worker(Prefill, name, self._config.prefill, PREFILL, control_threads=1)
-        return PrefillHandle(actor.remote(partial(self._load_prefill, self._config)))
+        return PrefillHandle(actor.remote(partial(self._load_prefill, self._config), hears_crashes=True))
 
     def store(self, identity: ModelIdentity) -> StoreHandle:
         from actors.handles import StoreHandle
@@ -163,17 +165,17 @@ class RayWorkers:
         return HearOpenThroughStore(store)
 
 
-def _read_elsewhere(place: Place) -> InHands:
+def _read_elsewhere(place: Place) -> LastWords:
     """By a task on the page's node, which may be lost as well."""
     nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerHostname"] == place.host]
     if not nodes:
-        return {}
+        return LastWords()
     there = NodeAffinitySchedulingStrategy(nodes[0], soft=False)
-    task = ray.remote(num_cpus=0, scheduling_strategy=there, max_retries=0)(read_page)
+    task = ray.remote(num_cpus=0, scheduling_strategy=there, max_retries=0)(last_words)
     with suppress(WorkerLostError):
-        found: InHands = wait_for(task.remote(place.path), EVIDENCE_S)
+        found: LastWords = wait_for(task.remote(place), EVIDENCE_S)
         return found
-    return {}
+    return LastWords()
 
 
 def _worker(cls: type, name: str, pool: PoolConfig, role: str, *, control_threads: int) -> Any:

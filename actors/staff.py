@@ -41,10 +41,10 @@ class Staff:
         self.identity: Future[ModelIdentity] = Future()  # of the first prefiller
         self.opened: Future[CatalogKeeper] = Future()  # the store, once it is; prefillers wait for it
         self.encode: Pool[Decoder] = Pool(
-            ENCODE_POOL, config.encode, workers.decoder, _start_decoder, workers.in_hand
+            ENCODE_POOL, config.encode, workers.decoder, _start_decoder, workers.last_words
         )
         self.prefill: Pool[Prefiller] = Pool(
-            PREFILL_POOL, config.prefill, workers.prefiller, self._start_prefiller, workers.in_hand
+            PREFILL_POOL, config.prefill, workers.prefiller, self._start_prefiller, workers.last_words
         )
         self.pools: tuple[AnyPool, ...] = (self.encode, self.prefill)
         self._limits = config.ingest

@@ -300,13 +300,14 @@ class Supervisor:
                 if spot is None or charge.is_busy or charge.opened_at >= spot.lost_at:
                     continue
                 if positions_s := self._named(spot).get(charge.stream_id):
-                    charge.suspect(spot, positions_s)
+                    charge.note_in_hand(spot, positions_s)
                 if charge.epoch == 0:
                     continue
                 if spot is charge.prefilling:
-                    self._lose(charge, spot, "its prefill actor was lost")
+                    self._lose(charge, spot, _ended_by("its prefill actor was lost", spot))
                 elif charge.tried_at is spot:  # others are missed one by one: a decoder says which it has
-                    self._lose(charge, spot, "its decoder ended while it had the stream in hand")
+                    why = "its decoder ended while it had the stream in hand"
+                    self._lose(charge, spot, _ended_by(why, spot))
         for decoding in self._staff.encode.spots:
             if decoding.status is not None:
                 running = [name for name, feed in decoding.status.feeds.items() if feed.state == "running"]
@@ -442,6 +443,10 @@ class Supervisor:
             what_keeps_it = self._switching.why_not(coming.stream_id)
             made = view_next(coming, self._charges.get(coming.stream_id), what_keeps_it)
         return view_stream(info, self._charges.get(info.stream_id), made)
+
+
+def _ended_by(why: str, spot: AnySpot) -> str:
+    return f"{why}: by {spot.words.cause}" if spot.words.cause else why
 
 
 def _next_of(store: CatalogKeeper, info: StreamRecord) -> StreamRecord | None:

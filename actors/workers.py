@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from actors.in_hand import InHands, Place
+from actors.in_hand import LastWords, Place
 from actors.messages import Beginning, Replay, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
 from streamkv.store import ModelIdentity, SegmentPlace, StreamInfo, StreamRecord, StreamState, WatchRecord
 from streamkv.video import VideoInfo
@@ -81,8 +81,8 @@ class Workers(Protocol):
         """Names of the pool's workers that are there."""
         ...
 
-    def in_hand(self, place: Place) -> InHands:
-        """Streams that a worker had in hand which has ended, and how far it had come; empty when nobody can say."""
+    def last_words(self, place: Place) -> LastWords:
+        """What a worker had in hand that has ended, and what ended it; none when nobody can say."""
         ...
 
     def decoder(self, name: str) -> Any: ...

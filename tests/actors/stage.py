@@ -15,7 +15,7 @@ import numpy as np
 
 from actors.decode_encode import DecodeEncode, DecodeParts
 from actors.failures import WorkerLostError
-from actors.in_hand import InHands, Place, read_page
+from actors.in_hand import LastWords, Place, last_words
 from actors.messages import SegmentMessage, StreamSpec
 from actors.prefill import Prefill, PrefillParts
 from actors.store_actor import StoreActor
@@ -103,7 +103,7 @@ class Mortal:
         self.is_away = False
         self.is_dismissed = False
         self.lives = 1
-        self.had_in_hand: dict[Place, InHands] = {}
+        self.last_words: dict[str, LastWords] = {}  # by the path of the page
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any) -> Any:
@@ -117,10 +117,10 @@ class Mortal:
 
         return call
 
-    def kill(self) -> None:
+    def kill(self, cause: str = "") -> None:
         """Dies and comes back empty. A call that runs goes on, as in a process that was cut off."""
         if isinstance(self.instance, DecodeEncode | Prefill) and (place := self.instance.status().in_hand):
-            self.had_in_hand[place] = read_page(place.path)
+            self.last_words[place.path] = replace(last_words(place), cause=cause)
         old, self.instance = self.instance, self._make()
         self.lives += 1
         threading.Thread(target=old.shutdown, daemon=True).start()
@@ -178,9 +178,9 @@ class LocalWorkers:
     def found(self, pool: str) -> list[str]:
         return []
 
-    def in_hand(self, place: Place) -> InHands:
+    def last_words(self, place: Place) -> LastWords:
         workers = (*self.decoders, *self.prefillers)
-        return next((w.had_in_hand[place] for w in workers if place in w.had_in_hand), {})
+        return next((w.last_words[place.path] for w in workers if place.path in w.last_words), LastWords())
 
     def decoder(self, name: str) -> Mortal:
         load = partial(decode_parts, self.footage, self.encoder)

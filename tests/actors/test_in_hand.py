@@ -10,37 +10,110 @@ from pathlib import Path
 
 import pytest
 
-from actors.in_hand import NUM_SLOTS, OLD_S, PREFIX, SLOT_BYTES, InHand, InHands, read_page
+from actors import in_hand
+from actors.in_hand import (
+    NUM_SLOTS,
+    OLD_S,
+    PREFIX,
+    SLOT_BYTES,
+    TRACE_BYTES,
+    InHand,
+    InHands,
+    LastWords,
+    Place,
+    last_words,
+)
 
 DYING = """
-import os, signal, sys
+import ctypes, os, signal, sys, threading
 from pathlib import Path
 from actors.in_hand import InHand
-page = InHand(Path(sys.argv[1]))
-print(page.place.path, flush=True)
+page = InHand(Path(sys.argv[1]), hears_crashes=True)
+print(page.place.path, page.place.oom_kills, flush=True)
 done, waiting, working = page.slot(), page.slot(), page.slot()
 with done.of("done"):
     pass
+def beside():
+    with page.slot().of("beside", 3.0):
+        if sys.argv[2] == "a crash beside":
+            crash()
+        threading.Event().wait()
+def crash():
+    ctypes.string_at(0)
 with waiting.of("waiting"), waiting.aside(), working.of("working", 17.25):
-    os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=beside).start()
+    {"a kill": lambda: os.kill(os.getpid(), signal.SIGKILL), "an exit": lambda: os._exit(1), "a crash": crash,
+     "abort": os.abort, "a crash beside": threading.Event().wait}[sys.argv[2]]()
 """
 
 
 def positions(page: InHand) -> InHands:
     assert page.place is not None
-    return read_page(page.place.path)
+    return last_words(page.place).in_hand
 
 
 def held(page: InHand) -> set[str]:
     return set(positions(page))
 
 
-def test_a_process_that_is_killed_leaves_what_it_had_in_hand(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", DYING, str(tmp_path)], capture_output=True, text=True, timeout=60
-    )
-    assert ended.returncode == -signal.SIGKILL
-    assert read_page(ended.stdout.strip()) == {"working": (17.25,)}
+def die_of(what: str, folder: Path) -> tuple[int, Place]:
+    """The status of a process that ends so, and where its page is."""
+    command = [sys.executable, "-c", DYING, str(folder), what]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    path, oom_kills = ended.stdout.split()
+    return ended.returncode, Place("", path, int(oom_kills))
+
+
+@pytest.mark.parametrize(("what", "status"), [("a kill", -signal.SIGKILL), ("an exit", 1)])
+def test_a_process_that_is_killed_leaves_what_it_had_in_hand(tmp_path: Path, what: str, status: int) -> None:
+    ended, place = die_of(what, tmp_path)
+    assert ended == status
+    words = last_words(place)
+    assert (words.in_hand["working"], words.cause, words.trace) == ((17.25,), "", "")
+    assert set(words.in_hand) <= {"working", "beside"}
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "cause", "in_hand"),
+    [
+        ("a crash", -signal.SIGSEGV, "a crash (Segmentation fault)", {"working": (17.25,)}),
+        ("a crash beside", -signal.SIGSEGV, "a crash (Segmentation fault)", {"beside": (3.0,)}),
+        ("abort", -signal.SIGABRT, "a crash (Aborted)", {"working": (17.25,)}),
+    ],
+)
+def test_a_process_that_crashes_says_in_which_thread(
+    tmp_path: Path, what: str, status: int, cause: str, in_hand: InHands
+) -> None:
+    ended, place = die_of(what, tmp_path)
+    assert ended == status
+    words = last_words(place)
+    assert (words.cause, words.in_hand) == (cause, in_hand)
+    assert "most recent call first" in words.trace
+
+
+def test_a_crash_in_a_thread_that_has_no_mark_may_be_of_any_of_the_others(tmp_path: Path) -> None:
+    page = InHand(tmp_path)
+    assert page.place is not None
+    with Path(page.place.path).open("r+b") as file, page.slot().of("a", 1.0), page.slot().of("b", 2.0):
+        file.seek(NUM_SLOTS * SLOT_BYTES)
+        file.write(b"Fatal Python error: Bus error\n\nThread 0x1 (most recent call first):\n")
+        file.flush()
+        words = last_words(page.place)
+    assert (words.cause, words.in_hand) == ("a crash (Bus error)", {"a": (1.0,), "b": (2.0,)})
+
+
+def test_a_kill_for_want_of_memory_is_told_from_one_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = InHand(tmp_path)
+    place = page.place
+    assert place is not None
+    assert last_words(place) == LastWords()
+    kills = in_hand.count_oom_kills()
+    monkeypatch.setattr(in_hand, "count_oom_kills", lambda: kills + 1)
+    assert last_words(place) == LastWords(cause="want of memory")
+    assert page.place is not None
+    assert page.place.oom_kills == kills + 1, "as of now, so that an old one says nothing"
 
 
 def test_a_mark_stands_for_as_long_as_the_work(tmp_path: Path) -> None:
@@ -79,7 +152,7 @@ def test_slots_are_used_again_and_threads_beyond_the_last_leave_no_mark(tmp_path
     with page.slot().of("again"), slots[0].of("released"):
         assert held(page) == {"again"}
     (file,) = tmp_path.iterdir()
-    assert file.stat().st_size == NUM_SLOTS * SLOT_BYTES
+    assert file.stat().st_size == NUM_SLOTS * SLOT_BYTES + TRACE_BYTES
 
 
 def test_a_page_is_gone_after_an_end_in_good_order_or_when_nobody_has_read_it_for_long(

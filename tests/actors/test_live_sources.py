@@ -23,7 +23,7 @@ from test_decode_encode import Ledger
 
 from actors import live_feed
 from actors.decode_encode import DecodeEncode, DecodeParts
-from actors.in_hand import read_page
+from actors.in_hand import last_words
 from actors.live_feed import MAX_THINNING, LiveFeed
 from actors.messages import StreamSpec
 from actors.parts import _open_live, _open_source
@@ -410,7 +410,8 @@ def test_camera_that_moves_misses_what_it_shows_meanwhile_and_says_so(
 
 def test_a_camera_that_is_waited_for_is_not_in_hand(cam: tuple[Camera, str]) -> None:
     """Else each camera of a decoder that ends would be suspected of ending it."""
-    actor = DecodeEncode(partial(parts, LIVE, MeanEncoder()), LIVE, in_flight=2)
+    patient = replace(LIVE, live_timeout_s=30.0)
+    actor = DecodeEncode(partial(parts, patient, MeanEncoder()), patient, in_flight=2)
     actor.start()
     place = actor.status().in_hand
     assert place is not None
@@ -418,7 +419,7 @@ def test_a_camera_that_is_waited_for_is_not_in_hand(cam: tuple[Camera, str]) -> 
     def times_in_hand(seconds: float) -> int:
         end, times = time.monotonic() + seconds, 0
         while time.monotonic() < end:
-            times += "s" in read_page(place.path)
+            times += "s" in last_words(place).in_hand
         return times
 
     actor.add_stream(spec_of(cam[1]), Ledger())
@@ -430,4 +431,4 @@ def test_a_camera_that_is_waited_for_is_not_in_hand(cam: tuple[Camera, str]) -> 
     wait_until(lambda: getattr(actor.status().feeds["s"].live, "outage", "") != "")
     wait_until(lambda: times_in_hand(0.2) == 0)
     actor.shutdown()
-    assert read_page(place.path) == {}
+    assert last_words(place).in_hand == {}

@@ -24,6 +24,7 @@ from stage import (
 from torch import Tensor
 
 from actors.failures import SilentError, WorkerLostError
+from actors.in_hand import LastWords
 from actors.messages import SegmentMessage, StreamSpec, WorkerStatus
 from actors.placement import Charge
 from actors.pools import Spot
@@ -32,9 +33,11 @@ from streamkv.config import PoolConfig
 from streamkv.grid import OnGap
 from streamkv.types import Frame
 
+CRASH = "a crash (Segmentation fault)"
+
 
 class HeldFootage(Footage):
-    """Shows `poison` to whom it ends, and the others when they are let go."""
+    """Shows `poison` to whom it ends, and the others when they are let go. Nobody says what ended it."""
 
     def __init__(self, held: threading.Event, poison: Callable[[], None]) -> None:
         super().__init__()
@@ -110,13 +113,17 @@ class PoisonedFootage(Footage):
 
     workers: LocalWorkers
 
+    def __init__(self, cause: str = CRASH) -> None:
+        super().__init__()
+        self._cause = cause
+
     def open(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
         for frame in super().open(spec, on_gap):
             if spec.stream_id == "poison" and frame.start_s == 13:
                 if spec.next_segment_no:
                     time.sleep(0.7)  # what comes before is committed by then, which acquits nobody
                 decoders = self.workers.decoders
-                next(d for d in decoders if spec.stream_id in d.instance.status().feeds).kill()
+                next(d for d in decoders if spec.stream_id in d.instance.status().feeds).kill(self._cause)
                 return
             yield frame
 
@@ -146,7 +153,7 @@ class WitnessedSegments(LocalWorkers):
 
             def ingest_or_die(message: SegmentMessage) -> bool:
                 if message.stream_id == "poison" and message.segment_no == 3:
-                    made.kill()
+                    made.kill(CRASH)
                 return bool(ingest(message))
 
             prefill._ingest = ingest_or_die
@@ -161,13 +168,14 @@ class WitnessedSegments(LocalWorkers):
 def suspected(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Streams that are suspected as time goes by."""
     found: set[str] = set()
-    suspect = Charge.suspect
+    note_in_hand = Charge.note_in_hand
 
     def note(charge: Charge, spot: Spot[Any], positions_s: Iterable[float]) -> None:
-        found.add(charge.stream_id)
-        suspect(charge, spot, positions_s)
+        note_in_hand(charge, spot, positions_s)
+        if charge.tried_at is not None:
+            found.add(charge.stream_id)
 
-    monkeypatch.setattr(Charge, "suspect", note)
+    monkeypatch.setattr(Charge, "note_in_hand", note)
     return found
 
 
@@ -207,8 +215,30 @@ def test_a_stream_that_ends_its_worker_takes_nobody_down_twice(
     assert sum(mortal.lives for mortal in mortals) == num_actors + 3, "it had three sessions, on one of them"
 
 
-def test_a_stream_that_was_in_hand_by_chance_is_acquitted_and_gets_company_again(stage: Stage) -> None:
-    """Whoever kills a worker from outside finds a stream in hand; that one goes on as the others do."""
+@pytest.mark.parametrize("num_actors", [1, 2])
+def test_a_stream_that_ends_its_worker_without_a_word_is_tried_from_the_second_time_on(
+    stage: Stage, caplog: pytest.LogCaptureFixture, num_actors: int
+) -> None:
+    """As a library does that calls `_exit`: at first it looks like a kill from outside, which is nobody's doing."""
+    pools = PoolConfig(actors=num_actors)
+    workers = WitnessedSource(stage.root, PoisonedFootage(cause=""))
+    supervisor = stage.open(workers, encode=pools, prefill=pools)
+    for stream_id in ("a", "b", "c", "poison"):
+        supervisor.add_stream(stream_id, "120")
+    wait_until(lambda: supervisor.stream("poison").state == "failed", 60)
+    assert "set aside after 3 restarts without getting further" in supervisor.stream("poison").detail
+    wait_for_end(supervisor)
+    stage.check(dict.fromkeys("abc", 120))
+    lost = [caplog.text.count(f"stream {stream_id}: its session is lost") for stream_id in "abc"]
+    assert set(lost) <= {0, 1, 2}, lost
+    assert sum(mortal.lives for mortal in workers.decoders) == num_actors + 3
+
+
+@pytest.mark.parametrize("cause", ["", "want of memory"])
+def test_a_stream_that_was_in_hand_by_chance_goes_on_as_the_others_do(
+    stage: Stage, suspected: set[str], cause: str
+) -> None:
+    """Whoever is killed from outside is not even suspected; else it is acquitted, and gets company again."""
     held = threading.Event()
 
     class Once(Footage):
@@ -216,7 +246,7 @@ def test_a_stream_that_was_in_hand_by_chance_is_acquitted_and_gets_company_again
             for frame in super().open(spec, on_gap):
                 if spec.stream_id == "b" and frame.start_s == 13 and not held.is_set():
                     held.set()
-                    workers.decoders[0].kill()
+                    workers.decoders[0].kill(cause)
                     return
                 yield frame
 
@@ -224,10 +254,14 @@ def test_a_stream_that_was_in_hand_by_chance_is_acquitted_and_gets_company_again
     supervisor = stage.open(workers)
     for stream_id in ("a", "b", "c"):
         supervisor.add_stream(stream_id, "120")
-    wait_until(lambda: supervisor._charges["b"].tried_at is not None)
-    assert supervisor._charges["b"].is_on_trial
-    wait_until(lambda: supervisor._charges["b"].tried_at is None)
+    charge = supervisor._charges["b"]
+    wait_until(lambda: charge.ended_at > 0)
+    if cause:
+        wait_until(lambda: charge.tried_at is not None)
+        assert charge.is_on_trial
+        wait_until(lambda: charge.tried_at is None)
     wait_for_end(supervisor)
+    assert ("b" in suspected) == bool(cause)
     stage.check({"a": 120, "b": 120, "c": 120})
 
 
@@ -271,7 +305,7 @@ def test_who_does_not_answer_in_time_is_at_work_and_names_nobody(
     is_named: bool,
 ) -> None:
     workers = LocalWorkers(stage.root, Footage(pace_s=0.01))
-    monkeypatch.setattr(workers, "in_hand", lambda place: {"a": (0.0,)})
+    monkeypatch.setattr(workers, "last_words", lambda place: LastWords({"a": (0.0,)}, CRASH))
     supervisor = stage.open(workers)
     supervisor.add_stream("a", "100")
     wait_until(lambda: supervisor.stream("a").num_segments > 1)
@@ -292,14 +326,16 @@ def test_who_does_not_answer_in_time_is_at_work_and_names_nobody(
     assert suspected == ({"a"} if is_named else set())
 
 
-def charge_that_ended(*places_s: tuple[float, ...]) -> Charge:
+def charge_that_ended(*places_s: tuple[float, ...], cause: str = CRASH, is_live: bool = False) -> Charge:
     """A stream that workers had in hand there when they ended, one after the other."""
-    charge = Charge("a")
+    charge = Charge("a", is_live=is_live)
     for number, positions_s in enumerate(places_s):
-        charge.suspect(Spot("encode-0", None, lost_at=1.0 + number), positions_s)
+        spot: Spot[Any] = Spot("encode-0", None, lost_at=1.0 + number, words=LastWords(cause=cause))
+        charge.note_in_hand(spot, positions_s)
     return charge
 
 
+@pytest.mark.parametrize("cause", [CRASH, ""])
 @pytest.mark.parametrize(
     ("places_s", "is_poisoned"),
     [
@@ -313,9 +349,26 @@ def charge_that_ended(*places_s: tuple[float, ...]) -> Charge:
     ],
 )
 def test_a_stream_is_set_aside_when_workers_end_at_the_same_place_of_it(
-    places_s: list[tuple[float, ...]], is_poisoned: bool
+    places_s: list[tuple[float, ...]], is_poisoned: bool, cause: str
 ) -> None:
-    assert charge_that_ended(*places_s).is_poisoned == is_poisoned
+    assert charge_that_ended(*places_s, cause=cause).is_poisoned == is_poisoned
+
+
+@pytest.mark.parametrize(
+    ("places_s", "is_live", "is_suspect"),
+    [
+        ([(13.0,)], False, False),
+        ([(13.0,), (14.0,)], False, False),
+        ([(13.0,), (13.0, 15.0)], False, True),
+        ([(13.0,)], True, False),
+        ([(13.0,), (14.0,)], True, True),  # nothing of it is committed since, and a camera has no places
+    ],
+)
+def test_a_kill_from_outside_makes_a_suspect_only_of_who_was_in_hand_there_before(
+    places_s: list[tuple[float, ...]], is_live: bool, is_suspect: bool
+) -> None:
+    assert charge_that_ended(*places_s, is_live=is_live, cause="").is_suspect == is_suspect
+    assert charge_that_ended(*places_s, is_live=is_live).is_suspect
 
 
 def test_a_stream_is_acquitted_when_it_has_come_further() -> None:
@@ -323,4 +376,4 @@ def test_a_stream_is_acquitted_when_it_has_come_further() -> None:
     charge.note_committed(13.0)
     assert charge.tried_at is not None
     charge.note_committed(14.0)
-    assert (charge.tried_at, charge.num_ended) == (None, 0)
+    assert (charge.tried_at, charge.num_ended, charge.places_s) == (None, 0, frozenset())
