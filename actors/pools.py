@@ -27,8 +27,8 @@ from actors.workers import Worker
 from streamkv.config import PoolConfig
 
 AWAY_S = 2.0
-"""A worker that has not been heard of for this long loses its streams to the others. Its new process needs longer, if
-only to import what it runs."""
+"""A worker that has not been heard of for this long loses its streams to the others. One whose process has ended does
+so at once: the new one needs longer, if only to import what it runs."""
 HEAR_S = 0.5
 """How long a look waits for answers; one that comes later is there at the next look."""
 RETRY_S = 5.0
@@ -54,6 +54,7 @@ class Spot(Generic[W]):
     lost_at: float = 0.0  # time.monotonic() when its process was last found to be away, or another one
     words: LastWords = field(default_factory=LastWords)  # of the process that was lost
     away_since: float = 0.0  # time.monotonic(); 0: it is not away
+    has_died: bool = False  # it is away because its process has ended
     is_new: bool = True  # streams were not shared with it yet
     is_leaving: bool = False
     detail: str = ""  # why it does not start
@@ -76,7 +77,11 @@ class Spot(Generic[W]):
 
     @property
     def is_gone(self) -> bool:
-        """Whether it has been away for so long that nobody waits for it."""
+        """Whether it is away, and nobody waits for it but a suspect."""
+        return self.away_since > 0 and (self.has_died or self.is_long_gone)
+
+    @property
+    def is_long_gone(self) -> bool:
         return self.away_since > 0 and time.monotonic() - self.away_since > AWAY_S
 
     @property
@@ -214,6 +219,7 @@ class Pool(Generic[W]):
         before = spot.status
         if before is not None and (status is None or status.incarnation != before.incarnation):
             spot.words = self._hear_last_words(spot.name, before) if has_died else LastWords()
+            spot.has_died = has_died
             spot.lost_at = spot.away_since = time.monotonic()
         if status is not None:
             spot.is_new = spot.is_new or spot.is_gone

@@ -202,16 +202,19 @@ class Staff:
     def give_places(self, charges: Collection[Charge]) -> None:
         """A stream without a worker gets one; when a worker is new some others move to it, as few as can be.
 
-        Who is on trial stays, and where there are other workers its neighbours go to those.
+        Who is on trial stays, and where there are other workers its neighbours go to those. Any other suspect waits a
+        little for a worker that has ended, rather than go among the streams of another.
         """
         suspects = {charge.stream_id for charge in charges if charge.is_suspect}
         waits: dict[str, str] = {}
         for pool in self.pools:
             courts = {c.tried_at for c in charges if c.is_on_trial and c.tried_at in pool.spots}
+            awaited = {spot.name for spot in pool.spots if spot.state == "away" and not spot.is_long_gone}
             homes = {
                 charge.stream_id: charge.home(pool.name)
                 for charge in charges
                 if not (charge.is_on_trial and charge.tried_at in courts)
+                and not (charge.is_suspect and charge.home(pool.name) in awaited)
             }
             up = {spot.name: spot for spot in pool.spots if spot.has_place}
             away = [spot.name for spot in pool.spots if spot.state == "away" and not spot.is_gone]

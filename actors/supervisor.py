@@ -334,7 +334,7 @@ class Supervisor:
         assert decoding is not None
         assert prefilling is not None
         if charge.is_moving and (decoding.is_gone or prefilling.is_gone):
-            self._sessions.lose(charge, "its worker has been away for too long", is_blamed=False)
+            self._sessions.lose(charge, "its worker is away", is_blamed=False)
             return
         asked_at, status = decoding.asked_at, decoding.status
         if status is None or asked_at < charge.begun_at:

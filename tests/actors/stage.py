@@ -101,6 +101,7 @@ class Mortal:
         self._make = make
         self.instance = make()
         self.is_away = False
+        self.failure = WorkerLostError  # of calls while it is away
         self.is_dismissed = False
         self.lives = 1
         self.last_words: dict[str, LastWords] = {}  # by the path of the page
@@ -109,7 +110,7 @@ class Mortal:
         def call(*args: Any) -> Any:
             instance = self.instance
             if self.is_away:
-                raise WorkerLostError("away")
+                raise self.failure("away")
             result = getattr(instance, name)(*args)
             if instance is not self.instance:
                 raise WorkerLostError("died meanwhile")  # whatever it did, nobody hears of it

@@ -12,6 +12,7 @@ import pytest
 from segment_contents import segment_contents
 from stage import CountingEngine, Footage, LocalWorkers, Mortal, Stage, states, wait_for_end, wait_until
 
+from actors.failures import SilentError, WorkerLostError
 from actors.messages import StreamSpec
 from actors.supervisor import Supervisor
 from actors.views import PoolView
@@ -198,10 +199,12 @@ def test_a_worker_that_does_not_start_says_why_and_joins_when_it_does(
 # ---------------------------------------------------------------- workers that are lost for good
 
 
+@pytest.mark.parametrize(("failure", "away_s"), [(SilentError, 0.3), (WorkerLostError, 600.0)])
 def test_streams_of_a_worker_that_stays_away_go_to_the_others_and_are_shared_when_it_is_back(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, failure: type[WorkerLostError], away_s: float
 ) -> None:
-    monkeypatch.setattr("actors.pools.AWAY_S", 0.3)
+    """At once where its process has ended."""
+    monkeypatch.setattr("actors.pools.AWAY_S", away_s)
     reel = Reel()
     workers = LocalWorkers(stage.root, reel)
     supervisor = stage.open(workers, encode=PoolConfig(actors=2), prefill=PoolConfig(actors=2))
@@ -209,7 +212,7 @@ def test_streams_of_a_worker_that_stays_away_go_to_the_others_and_are_shared_whe
     add_all(supervisor, lengths)
     lost = (workers.decoders[0], workers.prefillers[1])
     for worker in lost:
-        worker.is_away = True
+        worker.failure, worker.is_away = failure, True
     wait_until(lambda: loads(supervisor) == loads(supervisor, "prefill") == [4])
     wait_until(lambda: all(charge.epoch for charge in supervisor._charges.values()))
     assert feeds(workers.decoders[1:]) == [4]
