@@ -51,24 +51,33 @@ class Coverage(Agreement):
         return scores.segment_nos[columns]
 
     def _scores_of_tokens(self, memory: VideoMemory, asked: Sequence[Sequence[Query]]) -> list[Scores]:
-        """Of each question: for its mean query, then for each token, of what any of them finds."""
+        """Of each question: for its mean query, then for each token, how far what any of them finds stands out.
+
+        The layers that choose say so; the middle one of them finds.
+        """
+        voters = self.voters(len(asked[0]))
+        packed = [_packed([queries[layer] for queries in asked]) for layer in voters]
+        lengths = [1 + len(queries[0].tokens) for queries in asked]
+        middle = len(voters) // 2
+        named = self._found_by_any(memory, voters[middle], packed[middle], lengths)
         layers = [
-            self._stand_out(memory, layer, [queries[layer] for queries in asked])
-            for layer in self.voters(len(asked[0]))
+            self._stand_out(memory, layer, packed_QD, lengths, named)
+            for layer, packed_QD in zip(voters, packed, strict=True)
         ]
         return [
-            over_layers(found, num_queries=1 + len(queries[0].tokens))
-            for queries, found in zip(asked, zip(*layers, strict=True), strict=True)
+            over_layers(found, num_queries=length)
+            for length, found in zip(lengths, zip(*layers, strict=True), strict=True)
         ]
 
     def _stand_out(
-        self, memory: VideoMemory, layer: int, queries: Sequence[Query]
+        self,
+        memory: VideoMemory,
+        layer: int,
+        packed_QD: Tensor,
+        lengths: Sequence[int],
+        named: Sequence[np.ndarray] | None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each question: segments, and how far they stand out for each of its queries."""
-        each_QD = [torch.cat([query.mean[None], query.tokens]).float().cpu() for query in queries]
-        packed_QD = torch.cat(each_QD)
-        lengths = [len(queries_QD) for queries_QD in each_QD]
-        named = self._found_by_any(memory, layer, packed_QD, lengths)
+        """For each question: segments, those named for it, and how far they stand out for each of its queries."""
         table = memory.table(layer, None if named is None else union_of(named))
         scores_QB = (packed_QD @ table.mean_keys.float().T).double().numpy()
         parts = np.split(scores_QB, np.cumsum(lengths)[:-1])
@@ -90,6 +99,11 @@ class Coverage(Agreement):
             np.unique(np.concatenate([next(ranked).segment_nos[:count] for _ in range(length)]))
             for count, length in zip(counts, lengths, strict=True)
         ]
+
+
+def _packed(queries: Sequence[Query]) -> Tensor:
+    """Of each question its mean query, then its tokens'."""
+    return torch.cat([part for query in queries for part in (query.mean[None], query.tokens)]).float().cpu()
 
 
 def cover(gains_TS: np.ndarray, count: int, least: float) -> list[int]:

@@ -14,7 +14,7 @@ from tiny import random_segment_kv
 from torch import Tensor
 
 from streamkv.config import BudgetConfig, MethodConfig, RetrieveConfig
-from streamkv.memory import BlockTable, InMemoryVideo
+from streamkv.memory import BlockTable, InMemoryVideo, Ranked
 from streamkv.retrieval import Looks, Query, make_retriever
 from streamkv.retrieval.agreement import Agreement
 from streamkv.retrieval.coverage import cover
@@ -145,3 +145,27 @@ def test_a_question_of_many_tokens_opens_a_bounded_number_of_segments() -> None:
     tokens = torch.randn(20, GEOMETRY.summary_dim, generator=torch.Generator().manual_seed(1))
     agreed(Watched(GEOMETRY, kvs), tokens, agree_share=0.0, candidate_segments=4)
     assert max(opened) <= 20
+
+
+def test_tokens_are_searched_for_in_the_middle_layer_alone() -> None:
+    """What the others would find by themselves is theirs only in the mean."""
+    searches: list[tuple[int, int]] = []
+
+    class Watched(InMemoryVideo):
+        def search_each(
+            self, layer: int, queries: Tensor, k: int, among: np.ndarray | None = None
+        ) -> list[Ranked]:
+            searches.append((layer, len(queries)))
+            return super().search_each(layer, queries, k, among)
+
+    kvs = [random_segment_kv(GEOMETRY, no, num_frames=2) for no in range(12)]
+    layers = list(range(GEOMETRY.num_layers))
+    agreed(
+        Watched(GEOMETRY, kvs),
+        BOTH,
+        agree_share=0.0,
+        candidate_segments=4,
+        agree_layers=layers,
+        budget=BudgetConfig("uniform"),
+    )
+    assert searches == [*((layer, 1) for layer in layers), (len(layers) // 2, 1 + len(BOTH))]
