@@ -10,6 +10,8 @@ is without meaning; what it costs is not. Each figure is the median over questio
 - `ttft_over_full_10k`: 10,000 frames, against `full` with its keys and values kept rotated in place from question to
   question, so that it pays for attention alone.
 - `ttft_over_rekv`: 10,000 frames, against ReKV's flat scan of all frames.
+- `ttft_store_over_memory`: 10,000 frames in the files of a store, of which fewer may be open, against the same memory
+  without files; the questions were asked of the store before. `first_asked_ms`: when they were not.
 - `query_ms` to `first_token_ms`: how far an answer from 10,000 frames has come; `each_token_ms`: of those after the
   first. What HTTP and routing add is in `bench.serving`.
 - `ttft_over_transformers_64`: against `transformers` handed 64 sampled frames of a world (tower, prefill, first token).
@@ -24,7 +26,8 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -34,12 +37,14 @@ from transformers.utils import is_optimum_quanto_available
 
 from bench.index import make_vectors
 from bench.machine import Figure, machine, report, table
+from bench.store import DEFAULT, FRAMES, STREAM, folder, random_segment
 from pipeline.settings import load_settings
 from streamkv.config import PipelineConfig
 from streamkv.engine import Engine
 from streamkv.layer_cache import LayerCache, attend_next
 from streamkv.memory import BlockTable, Ranked, SegmentInfo, VideoMemory
 from streamkv.models import load_model
+from streamkv.store import ModelIdentity, SegmentStore, write_segment
 from streamkv.store.index import SummaryIndex
 from streamkv.townsquare import make_questions, make_world
 from streamkv.types import Geometry, LayerBlocks
@@ -49,6 +54,7 @@ SEGMENT_S = 10.0
 BLOCKS_KEPT = 3
 """Blocks of a segment in each layer: what the demo model's segments keep, summary included."""
 PHASES = ("query", "search", "fetch", "prefill", "first_token")
+IN_FILES = "streamkv, 10,000 frames in files"
 MORE_TOKENS = 8
 """After the first one, for what each takes."""
 
@@ -212,6 +218,18 @@ def by_turns(ways: dict[str, Callable[[str], Any]], questions: Sequence[str]) ->
     return taken
 
 
+@contextmanager
+def stored(identity: ModelIdentity, num_segments: int) -> Iterator[VideoMemory]:
+    """As many segments of noise, in files, with the blocks that a `SyntheticVideo` has."""
+    with folder() as root, SegmentStore.open(root, identity=identity) as store:
+        store.add_stream(STREAM, "noise")
+        epoch = store.begin_writing(STREAM)
+        for number in range(num_segments):
+            kv = random_segment(identity.geometry, (BLOCKS_KEPT - 1) / FRAMES, number)
+            store.commit(write_segment(root, identity, STREAM, epoch, kv, DEFAULT))
+        yield store.reader(STREAM).refresh()
+
+
 def measure(
     config: PipelineConfig, num_questions: int, *, quick: bool
 ) -> tuple[list[Figure], dict[str, float]]:
@@ -230,7 +248,7 @@ def measure(
     plain = Transformers64(config, _folder(config))
     questions = [q.question for q in make_questions(make_world(5, 10), num_questions, 5)]
 
-    def first(engine: Engine, memory: SyntheticVideo) -> Callable[[str], Any]:
+    def first(engine: Engine, memory: VideoMemory) -> Callable[[str], Any]:
         return lambda question: engine.answer(memory, question, max_new_tokens=1)
 
     ways = {
@@ -244,8 +262,12 @@ def measure(
     }
     if is_optimum_quanto_available():
         ways["transformers, 64 frames, quantised"] = plain.first_token_quantised
-    _say("asking")
-    taken = by_turns(ways, questions)
+    _say("writing a store")
+    with stored(ModelIdentity.of(model), segments) as files:
+        ways[IN_FILES] = first(ours, files)
+        _say("asking")
+        first_asked = by_turns({IN_FILES: ways[IN_FILES]}, questions)[IN_FILES]
+        taken = by_turns(ways, questions)
     ms = {name: statistics.median(times) for name, times in taken.items()}
 
     def ratio(name: str, over: str, under: str) -> Figure:
@@ -257,6 +279,8 @@ def measure(
         ratio("ttft_100k_over_100", "streamkv, 100,000 segments", "streamkv, 100 segments"),
         ratio("ttft_over_full_10k", at_10k, "full with its cache, 10,000 frames"),
         ratio("ttft_over_rekv", at_10k, "rekv, 10,000 frames"),
+        ratio("ttft_store_over_memory", IN_FILES, at_10k),
+        Figure("first_asked_ms", "ms", tuple(first_asked)),
         ratio("ttft_over_transformers_64", at_10k, "transformers, 64 frames"),
         ratio("ttft_over_transformers_64_kept", at_10k, "transformers, 64 frames kept"),
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -31,6 +31,7 @@ from streamkv.store import durable
 from streamkv.store.catalog import Catalog, Progress
 from streamkv.store.codecs import Codec
 from streamkv.store.index import SummaryIndex, faster
+from streamkv.store.mean_keys import MeanKeys
 from streamkv.store.records import ModelIdentity, SegmentPlace
 from streamkv.store.segment_file import SegmentFile, StoredBlocks, torch_dtype
 from streamkv.store.vectors import SummaryVectors
@@ -60,6 +61,7 @@ class SegmentFiles:
         root: Path,
         identity: ModelIdentity,
         max_open: int,
+        mean_key_bytes: int,
         look_up: Callable[[str, int], SegmentPlace | None],
         fetch: Callable[[SegmentPlace], SegmentFile] | None,
     ) -> None:
@@ -73,6 +75,7 @@ class SegmentFiles:
         self._look_up = look_up
         self._fetch = fetch
         self.near: NearBlocks | None = None  # in front of the files, where blocks are kept in memory
+        self.mean_keys = MeanKeys(identity.geometry.summary_dim, mean_key_bytes)
         self._noted: set[Path] = set()  # files whose use was noted lately
         self._noted_since = time.monotonic()
         self._lock = threading.Lock()
@@ -124,7 +127,8 @@ class SegmentFiles:
         self.forget_near(paths)
 
     def forget_near(self, paths: Iterable[str]) -> None:
-        """Gives up the blocks of these files that are kept in memory."""
+        """Gives up what of these files is kept in memory."""
+        self.mean_keys.forget(paths)
         if self.near is not None:
             self.near.forget(paths)
 
@@ -226,18 +230,24 @@ class StreamSnapshot(VideoMemory):
         return self._index.search_each(layer, queries, k, among)
 
     def table(self, layer: int, segment_nos: np.ndarray | None = None) -> BlockTable:
-        """Opens only the files of the segments named, in whatever order; each counts once."""
+        """Of the segments named, in whatever order; each counts once. Opens the files of those that were not compared
+        lately."""
         import torch
 
         named = list(self._places) if segment_nos is None else np.unique(segment_nos).tolist()
-        self._files.bring(self._places[no] for no in named if no in self._places)
-        keys = [self._file(no).mean_keys(layer) for no in named]
-        counts = [part.shape[0] for part in keys]
-        empty = torch.empty(0, self.geometry.summary_dim)
+
+        def read(positions: Sequence[int]) -> Iterator[np.ndarray]:
+            nos = [named[i] for i in positions]
+            self._files.bring(self._places[no] for no in nos)
+            return (self._file(no).mean_keys(layer).numpy() for no in nos)
+
+        paths = [self._place(no).path for no in named]
+        counts, mean_keys = self._files.mean_keys.of(layer, paths, read)
+        first = np.cumsum(counts) - counts
         return BlockTable(
             segment_nos=np.repeat(np.array(named, np.int64), counts),
-            slots=np.concatenate([np.arange(n, dtype=np.int64) for n in counts] or [np.empty(0, np.int64)]),
-            mean_keys=torch.cat([*keys, empty]),
+            slots=np.arange(len(mean_keys), dtype=np.int64) - np.repeat(first, counts),
+            mean_keys=torch.from_numpy(mean_keys),
         )
 
     def prefetch(self, segment_nos: np.ndarray) -> None:

@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 
 MAX_OPEN_FILES = 1024
 """Segment files that a store keeps mapped; Linux allows a process 65,530 maps."""
+MEAN_KEY_BYTES = 512 << 20
+"""Mean keys that are kept in memory, at most: one layer of a segment has some hundred bytes of the demo model, and
+some 10,000 with a 7B one."""
 
 
 class SegmentStore:
@@ -137,7 +140,7 @@ class SegmentStore:
         self._tiers = tiers
         self._remote_codec = remote_codec
         fetch = None if tiers is None else tiers.fetch
-        self._files = SegmentFiles(root, identity, max_open_files, catalog.segment, fetch)
+        self._files = SegmentFiles(root, identity, max_open_files, MEAN_KEY_BYTES, catalog.segment, fetch)
         self._vectors = SummaryVectors(root, identity, read_only=read_only)
         self._parts = Parts(root, identity, catalog, self._files, self._vectors, tiers)
         self._deletion = Deletion(self._parts)
