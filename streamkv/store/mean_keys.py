@@ -36,6 +36,11 @@ class MeanKeys:
     def num_rows(self) -> int:
         return self._young.num_rows + self._old.num_rows
 
+    @property
+    def paths(self) -> set[str]:
+        """Of the files that it has something of."""
+        return {path for generation in (self._young, self._old) for path, _ in generation.parts}
+
     def of(self, layer: int, paths: Sequence[str], read: Read) -> tuple[np.ndarray, np.ndarray]:
         """How many blocks each of these segments has in the layer, and their mean keys (b, G * d) in order.
 

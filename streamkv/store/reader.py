@@ -128,9 +128,10 @@ class SegmentFiles:
 
     def forget_near(self, paths: Iterable[str]) -> None:
         """Gives up what of these files is kept in memory."""
-        self.mean_keys.forget(paths)
+        gone = set(paths)
+        self.mean_keys.forget(gone)
         if self.near is not None:
-            self.near.forget(paths)
+            self.near.forget(gone)
 
     def _found(self, place: SegmentPlace) -> SegmentFile:
         """The file, or the one that has taken its place since the caller's snapshot: the same blocks, aged."""

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from store_samples import filled
 from tiny import random_segment_kv
 
+from streamkv.errors import UnknownStreamError
 from streamkv.memory import InMemoryVideo
 from streamkv.store import ModelIdentity, SegmentStore, write_segment
 from streamkv.store.mean_keys import FIRST_ROWS, MeanKeys
@@ -169,3 +171,17 @@ def test_a_reader_compares_again_without_opening_a_file(
             assert np.array_equal(table.slots, expected.slots)
             assert np.array_equal(table.mean_keys, expected.mean_keys)
         assert len(opened) == len(nos)
+
+
+def test_what_another_process_has_deleted_is_forgotten(store: SegmentStore) -> None:
+    """A reader gives it up with its next look at the stream."""
+    filled(store, 3)
+    with SegmentStore.open(store.root, read_only=True) as other:
+        reader = other.reader("cam")
+        reader.snapshot.table(0)
+        kept = other._files.mean_keys
+        assert len(kept.paths) == 3
+        store.remove_stream("cam")
+        with pytest.raises(UnknownStreamError):
+            reader.refresh()
+        assert kept.paths == set()
