@@ -113,9 +113,8 @@ class InHand:
             _sweep(folder)
             handle, path = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=folder)
             try:
-                os.posix_fallocate(
-                    handle, 0, SLOT_BYTES * NUM_SLOTS + TRACE_BYTES
-                )  # a full disk would end us later
+                # Now: later a full disk would end the process, by a write to the map.
+                os.posix_fallocate(handle, 0, SLOT_BYTES * NUM_SLOTS + TRACE_BYTES)
                 self._memory = mmap.mmap(handle, SLOT_BYTES * NUM_SLOTS)
             except OSError:
                 os.close(handle)
