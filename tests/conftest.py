@@ -13,9 +13,8 @@ from typing import Any
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile(
-    "any-machine", deadline=None
-)  # how long an example takes is not its rightness
+# How long an example takes is not its rightness.
+hypothesis.settings.register_profile("any-machine", deadline=None)
 hypothesis.settings.load_profile("any-machine")
 # Set before anything imports torch or ray: two cores are shared by every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
