@@ -236,7 +236,10 @@ class Pool(Generic[W]):
             log.warning("worker %s died, and nobody can say what it had in hand: %s", name, describe(exc))
             return LastWords()
         log.warning(
-            "worker %s has ended: %s%s", name, words.cause or "it was killed", f"\n{words.trace}".rstrip()
+            "worker %s has ended: %s%s",
+            name,
+            words.cause or "it was killed, or nobody can say",
+            f"\n{words.trace}".rstrip(),
         )
         return words
 

@@ -1,7 +1,7 @@
 """Mean keys that questions have compared lately, kept in memory: for them no segment's file need be open.
 
 A question compares with the blocks of some hundred segments in each layer that looks, and reads those of a few. Opening
-a file takes a quarter of a millisecond, and nobody can keep the files of a stream of months open.
+so many files takes longer than all the rest of an answer, and nobody can keep those of a stream of months open.
 
 There are two generations. What is asked for comes into the younger one, from the older one if it is there; when the
 younger is full it becomes the older, and what nobody has asked for meanwhile goes.

@@ -82,7 +82,6 @@ class SegmentFile:
         self._is_coming = False
         self._batches: dict[int, Any] = {}
         self._layers: dict[int, StoredBlocks] = {}
-        self._mean_keys: dict[int, Tensor] = {}
         self._map = self._read(_map_file, path)
         self._reader = self._read(pa.ipc.open_file, self._map)
         metadata = self._reader.schema.metadata or {}
@@ -121,12 +120,9 @@ class SegmentFile:
         return np.frombuffer(data, np.float32).reshape(geometry.num_layers, geometry.summary_dim)
 
     def mean_keys(self, layer: int) -> Tensor:
-        """(b, G * d) float32, in the map; looked up once, as `stored` is."""
-        found = self._mean_keys.get(layer)
-        if found is None:
-            shape = (self.header.layers[layer].num_blocks, self.header.identity.geometry.summary_dim)
-            found = self._mean_keys[layer] = self._tensor(layer, "mean_key", "float32", shape)
-        return found
+        """(b, G * d) float32, in the map."""
+        shape = (self.header.layers[layer].num_blocks, self.header.identity.geometry.summary_dim)
+        return self._tensor(layer, "mean_key", "float32", shape)
 
     def blocks(self, layer: int, rows: slice = slice(None)) -> LayerBlocks:
         """The layer's blocks, or some of them; keys and values lie in the map unless the codec has to make them."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from actors.decode_encode import DecodeEncode, DecodeParts
 from actors.failures import WorkerLostError
-from actors.in_hand import LastWords, Place, last_words
+from actors.in_hand import NUM_SLOTS, SLOT_BYTES, LastWords, Place, last_words
 from actors.messages import SegmentMessage, StreamSpec
 from actors.prefill import Prefill, PrefillParts
 from actors.store_actor import StoreActor
@@ -34,6 +34,8 @@ from streamkv.watches import WatchAnswer, WatchQuestion
 
 __all__ = ["GEOMETRY", "IDENTITY", "SEGMENTS", "CountingEngine", "MeanEncoder", "prefill_parts"]
 
+CRASH = "a crash (Segmentation fault)"
+TRACE = "Fatal Python error: Segmentation fault\n\nCurrent thread 0x{:016x} (most recent call first):\n"
 SOURCE = SourceConfig(sample_fps=1.0, batch_frames=4, queue_frames=6)
 
 
@@ -119,9 +121,18 @@ class Mortal:
         return call
 
     def kill(self, cause: str = "") -> None:
-        """Dies and comes back empty. A call that runs goes on, as in a process that was cut off."""
+        """Dies and comes back empty. A call that runs goes on, as in a process that was cut off.
+
+        `CRASH`: of what the calling thread does, as `faulthandler` has it.
+        """
         if isinstance(self.instance, DecodeEncode | Prefill) and (place := self.instance.status().in_hand):
-            self.last_words[place.path] = replace(last_words(place), cause=cause)
+            if cause == CRASH:
+                with Path(place.path).open("r+b") as page:
+                    page.seek(NUM_SLOTS * SLOT_BYTES)
+                    page.write(TRACE.format(threading.get_ident()).encode())
+                self.last_words[place.path] = last_words(place)
+            else:
+                self.last_words[place.path] = replace(last_words(place), cause=cause)
         old, self.instance = self.instance, self._make()
         self.lives += 1
         threading.Thread(target=old.shutdown, daemon=True).start()

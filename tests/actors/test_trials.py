@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stage import (
+    CRASH,
     Footage,
     LocalSink,
     LocalWorkers,
@@ -29,11 +30,10 @@ from actors.messages import SegmentMessage, StreamSpec, WorkerStatus
 from actors.placement import Charge
 from actors.pools import Spot
 from actors.prefill import Prefill
+from actors.supervisor import Supervisor
 from streamkv.config import PoolConfig
 from streamkv.grid import OnGap
 from streamkv.types import Frame
-
-CRASH = "a crash (Segmentation fault)"
 
 
 class HeldFootage(Footage):
@@ -164,6 +164,14 @@ class WitnessedSegments(LocalWorkers):
         return made
 
 
+def add_poison_to(supervisor: Supervisor, company: Sequence[str], uri: str) -> None:
+    """Once the others are under way."""
+    for stream_id in company:
+        supervisor.add_stream(stream_id, uri)
+    wait_until(lambda: all(charge.epoch for charge in supervisor._all()))
+    supervisor.add_stream("poison", uri)
+
+
 @pytest.fixture
 def suspected(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Streams that are suspected as time goes by."""
@@ -192,8 +200,7 @@ def test_a_stream_that_ends_its_worker_takes_nobody_down_twice(
     pools = PoolConfig(actors=num_actors)
     workers = deadly(stage.root)
     supervisor = stage.open(workers, encode=pools, prefill=pools)
-    for stream_id in ("a", "b", "c", "d", "e", "poison"):
-        supervisor.add_stream(stream_id, "120")
+    add_poison_to(supervisor, "abcde", "120")
     waited: set[str] = set()
 
     def is_set_aside() -> bool:
@@ -217,14 +224,14 @@ def test_a_stream_that_ends_its_worker_takes_nobody_down_twice(
 
 @pytest.mark.parametrize("num_actors", [1, 2])
 def test_a_stream_that_ends_its_worker_without_a_word_is_tried_from_the_second_time_on(
-    stage: Stage, caplog: pytest.LogCaptureFixture, num_actors: int
+    stage: Stage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, num_actors: int
 ) -> None:
     """As a library does that calls `_exit`: at first it looks like a kill from outside, which is nobody's doing."""
+    monkeypatch.setattr("actors.pools.MAX_NAMED", 4)  # however slow the machine is
     pools = PoolConfig(actors=num_actors)
     workers = WitnessedSource(stage.root, PoisonedFootage(cause=""))
     supervisor = stage.open(workers, encode=pools, prefill=pools)
-    for stream_id in ("a", "b", "c", "poison"):
-        supervisor.add_stream(stream_id, "120")
+    add_poison_to(supervisor, "abc", "120")
     wait_until(lambda: supervisor.stream("poison").state == "failed", 60)
     assert "set aside after 3 restarts without getting further" in supervisor.stream("poison").detail
     wait_for_end(supervisor)
@@ -269,22 +276,23 @@ def test_of_several_that_were_in_hand_each_is_tried_alone_and_who_was_tried_make
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`a` is decoded while the decoder ends that `poison` ends, and comes first; it is acquitted, and lost once."""
-    a_is_in_hand = threading.Event()
+    a_is_in_hand, is_over = threading.Event(), threading.Event()
 
     class Both(PoisonedFootage):
         def open(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
             for frame in super().open(spec, on_gap):
                 if spec.stream_id == "a" and frame.start_s == 13 and not a_is_in_hand.is_set():
                     a_is_in_hand.set()
-                    time.sleep(3.0)  # until its process is gone
+                    assert is_over.wait(30)
                     return
                 if spec.stream_id == "poison" and frame.start_s == 12:
                     assert a_is_in_hand.wait(30)
                 yield frame
+            if spec.stream_id == "poison":
+                is_over.set()  # its decoder has ended
 
-    supervisor = stage.open(WitnessedSource(stage.root, Both()))
-    for stream_id in ("a", "poison", "b"):
-        supervisor.add_stream(stream_id, "400")
+    supervisor = stage.open(WitnessedSource(stage.root, Both("want of memory")))
+    add_poison_to(supervisor, "ab", "400")
     wait_until(lambda: {supervisor._charges[s].tried_at is not None for s in ("a", "poison")} == {True})
     wait_until(lambda: supervisor.stream("poison").state == "failed", 60)
     wait_for_end(supervisor)

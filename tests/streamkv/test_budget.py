@@ -39,7 +39,7 @@ some_bounds = st.one_of(
 budgets = st.builds(BudgetConfig, policy=st.sampled_from(sorted(BUDGETS)), zscore=st.booleans())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(all_scores, st.integers(0, 80), some_bounds, budgets)
 def test_total_is_exact_wherever_feasible(
     scores: list[Tensor], total: int, bounds: Bounds, budget: BudgetConfig
@@ -53,7 +53,7 @@ def test_total_is_exact_wherever_feasible(
     assert sum(counts) == min(max(total, least), most)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(all_scores, st.integers(0, 80), some_bounds, budgets)
 def test_same_scores_give_the_same_counts(
     scores: list[Tensor], total: int, bounds: Bounds, budget: BudgetConfig
@@ -67,7 +67,7 @@ masses = st.lists(st.integers(1, 50), min_size=1, max_size=7).map(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(masses, min_size=1, max_size=5), st.data())
 def test_counts_are_those_at_one_mass(layers: list[list[Fraction]], data: st.DataObject) -> None:
     """Against a search over every edge in exact arithmetic; where ties leave no such mass, the sum holds."""
@@ -79,7 +79,7 @@ def test_counts_are_those_at_one_mass(layers: list[list[Fraction]], data: st.Dat
         assert counts == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.integers(0, 10**6),
     st.integers(1, 6),
@@ -102,7 +102,7 @@ def test_counts_are_those_of_the_steps_one_by_one(
     assert all(abs(c - t) < 1 - 1e-9 for c, t in zip(counts, targets, strict=True))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(0, 10**6),
     st.lists(st.integers(3, 12), min_size=1, max_size=6),
@@ -120,7 +120,7 @@ def test_more_in_all_is_never_less_for_one(seed: int, lengths: list[int], budget
     assert before == [len(s) for s in scores]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 10**6), st.integers(2, 5), st.floats(0.01, 3.0), st.data())
 def test_a_layer_that_grows_surer_gets_no_more(
     seed: int, num_layers: int, rise: float, data: st.DataObject
@@ -224,7 +224,7 @@ def test_bounds_around_rounds_outwards() -> None:
     assert bounds_around(7, None, at_least=3) == Bounds(3, None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=8), st.integers(1, 50), st.integers(0, 50))
 def test_stretch_keeps_sum_and_order(counts: list[int], below: int, above: int) -> None:
     mean = sum(counts) / len(counts)
@@ -242,7 +242,7 @@ def test_stretch_reaches_one_bound() -> None:
     assert stretch([4, 4], 1, 8) == [4, 4]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.lists(score, min_size=9, max_size=9).map(torch.tensor), min_size=2, max_size=6), st.data())
 def test_layer_that_needs_more_never_gets_fewer(scores: list[Tensor], data: st.DataObject) -> None:
     total = data.draw(st.integers(len(scores), 9 * len(scores)))
@@ -261,7 +261,6 @@ def test_keeps_highest_scores_in_time_order_and_the_earlier_of_equals() -> None:
     assert top_in_time_order(torch.tensor([1.0]), 0) == []
 
 
-@settings(deadline=None)
 @given(st.lists(score, min_size=1, max_size=9), st.data())
 def test_raising_a_kept_score_keeps_it(values: list[float], data: st.DataObject) -> None:
     count, raised = data.draw(st.integers(1, len(values))), data.draw(st.integers(0, len(values) - 1))

@@ -16,7 +16,6 @@ from streamkv.errors import ConfigError
 T, N, d, L = 4, 3, 8, 5
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([(6, 2), (6, 6), (4, 1)]), st.sampled_from(["dot", "cosine"]))
 def test_grouped_scores_equal_expanded_scores(seed: int, heads: tuple[int, int], similarity: str) -> None:
     """Mean query (H * d) against the mean key repeated for every head of its group, frame by frame."""
@@ -26,7 +25,7 @@ def test_grouped_scores_equal_expanded_scores(seed: int, heads: tuple[int, int],
     torch.testing.assert_close(scores, expanded_scores(q, keys, similarity), atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 20),
     st.floats(0.01, 1.0),

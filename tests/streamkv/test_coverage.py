@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tiny import random_segment_kv
@@ -44,7 +44,6 @@ def slowly_covered(gains: np.ndarray, count: int, least: float) -> list[int]:
     return chosen
 
 
-@settings(deadline=None)
 @given(
     arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 6)), elements=st.integers(0, 8)),
     st.integers(0, 4),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_segment_kv
 
@@ -43,7 +43,6 @@ looks = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(looks=looks, max_bytes=st.sampled_from([0, 500, 3000, 10**6]))
 def test_it_says_what_the_memory_says(looks: list[tuple[int, list[int] | None]], max_bytes: int) -> None:
     memory = Counted()

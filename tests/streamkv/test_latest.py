@@ -20,7 +20,7 @@ from streamkv.types import Geometry, Segment
 GEOMETRY = Geometry(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, hidden_dim=16, frame_tokens=3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 4), st.integers(1, 3), st.data())
 def test_joined_reads_as_one_memory(num_stored: int, num_latest: int, data: st.DataObject) -> None:
     kvs = [random_segment_kv(GEOMETRY, no, kept=(2, 3)) for no in range(num_stored + num_latest)]

@@ -52,7 +52,7 @@ numbers = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(numbers, st.data())
 def test_many_are_read_as_one(streams: list[list[int]], data: st.DataObject) -> None:
     _, many, one = both(streams)
@@ -74,7 +74,7 @@ def test_many_are_read_as_one(streams: list[list[int]], data: st.DataObject) -> 
     assert many.search(layer, queries[0], k).tolist() == one.search(layer, queries[0], k).tolist()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(numbers, st.data())
 def test_blocks_are_gathered_in_the_order_named(streams: list[list[int]], data: st.DataObject) -> None:
     _, many, one = both(streams)

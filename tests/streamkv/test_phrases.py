@@ -114,7 +114,7 @@ def moments(draw: st.DrawFn) -> tuple[str, str, float, float]:
     return f"{draw(st.sampled_from(['at ', '']))}{text} into the video", "video", at_s, at_s + 1
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.one_of(bounds(), edges(), moments()), st.sampled_from(QUESTIONS), st.booleans())
 def test_any_phrase_is_found_in_any_question(
     phrase: tuple[str, str, float, float], question: tuple[str, str], loud: bool
@@ -128,7 +128,7 @@ def test_any_phrase_is_found_in_any_question(
     assert find_phrase(left) is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from([0.1, 2.0, 30.0]))
 def test_questions_about_clocks_in_the_picture_name_no_span(seed: int, minutes: float) -> None:
     for question in make_questions(make_world(seed, minutes), 40, seed):

@@ -92,7 +92,7 @@ def test_any_chunking_gives_the_same(chunk_tokens: int, n_local: int, tiny_model
         torch.testing.assert_close(ours.summary_vectors, theirs.summary_vectors, atol=2e-5, rtol=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.integers(1, 3), min_size=1, max_size=4),
     st.integers(1, 40),
@@ -221,7 +221,7 @@ def test_rebuilt_window_counts_the_stream_not_what_was_kept(tiny_model: VideoLLM
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(
     counts=[2, 3, 3], n_local=2 * N + 5, summary=True
 )  # what was kept of the first does not fill a window

@@ -111,7 +111,7 @@ def test_candidates_of_all_segments_equal_the_exact_scan() -> None:
     assert look_and_choose(two_steps, memory) == look_and_choose(exact, memory)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 8),
     st.integers(1, 12),
@@ -242,7 +242,6 @@ def slowly_agreed(layers: list[Candidates], count: int) -> list[int]:
     return sorted(every, key=lambda no: (-round(sums[no], 9), no))[:count]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6))
 def test_layers_agree_as_one_by_one(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)

@@ -57,7 +57,7 @@ def test_similarity_at_theta_closes() -> None:
     assert len(run(Segmenter(semantic(theta=1.0, min_frames=1)), [one, one.clone()])) == 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from([0.0, 1.0, 30.0, 31.0, 80.0]), min_size=1, max_size=24), st.integers(1, 4))
 def test_segments_equal_the_rule_applied_to_the_whole_list(degrees: list[float], min_frames: int) -> None:
     frames = [frame_at(d) for d in degrees]
@@ -72,7 +72,7 @@ def test_segments_equal_the_rule_applied_to_the_whole_list(degrees: list[float],
     assert [s.resume_s for s in segments] == [s.end_s for s in segments]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from([0.0, 2.0, 5.0, 9.0, 30.0, 60.0]), min_size=1, max_size=30),
     st.integers(1, 3),
@@ -123,7 +123,7 @@ def test_pairs_are_compared_as_they_are_held() -> None:
     assert segment.spans_s == ((0.0, 6.0), (6.0, 8.0))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=40), st.integers(1, 5))
 def test_merging_keeps_the_bound_and_covers_the_time(degrees: list[float], max_frames: int) -> None:
     config = semantic(min_frames=1, max_frames=max_frames, theta=-1.0)

@@ -115,7 +115,7 @@ moves = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves=moves)
 def test_whoever_joins_ends_or_leaves_answers_are_those_of_one_by_one(
     moves: list[Any], engine: Engine, memories: Sequence[InMemoryVideo], alone: Alone

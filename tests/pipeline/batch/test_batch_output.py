@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.batch import journal as journal_module
@@ -38,7 +38,6 @@ def journal_with(out: Path, count: int) -> bytes:
     return (work_folder(out) / "journal.jsonl").read_bytes()
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_cut_anywhere_a_journal_has_its_whole_lines_and_goes_on(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -127,7 +126,6 @@ def written(out: Path, count: int, seed: int = 0, *, failed: str = "") -> list[d
     return list(pq.read_table(out, partitioning=None).to_pylist())
 
 
-@settings(deadline=None)
 @given(count=st.integers(0, 24), seed=st.integers(0, 99))
 def test_the_output_has_every_row_once_and_in_order(
     tmp_path_factory: pytest.TempPathFactory, count: int, seed: int

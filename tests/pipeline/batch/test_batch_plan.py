@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.batch.footage import Files, Video, open_footage
@@ -58,7 +58,6 @@ def planned(given_rows: list[LogRow], config: PipelineConfig = CONFIG, fingerpri
     return make_plan(given_rows, Names(), config, fingerprint, NOW_S)
 
 
-@settings(deadline=None)
 @given(rows=rows)
 def test_each_row_has_an_answer_to_wait_for_or_an_error(rows: list[LogRow]) -> None:
     plan = planned(rows)
@@ -67,7 +66,6 @@ def test_each_row_has_an_answer_to_wait_for_or_an_error(rows: list[LogRow]) -> N
         assert bool(p.error) == (p.asked is None) == (p.row.error != "" or p.row.video.endswith("9"))
 
 
-@settings(deadline=None)
 @given(rows=rows)
 def test_rows_share_an_answer_if_and_only_if_they_ask_the_same(rows: list[LogRow]) -> None:
     asked: dict[str, tuple[object, ...]] = {}
@@ -80,7 +78,6 @@ def test_rows_share_an_answer_if_and_only_if_they_ask_the_same(rows: list[LogRow
     assert len(set(asked.values())) == len(asked)
 
 
-@settings(deadline=None)
 @given(rows=rows, most=st.integers(1, 5))
 def test_groups_hold_every_question_once_and_a_file_once(rows: list[LogRow], most: int) -> None:
     questions = planned(rows).questions

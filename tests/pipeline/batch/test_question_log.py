@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.batch.question_log import FORMATS, LogRow, QuestionLog, read_log
@@ -57,7 +57,6 @@ def log_of(folder: Path, *lines: bytes) -> QuestionLog:
     return read_log(path, check)
 
 
-@settings(deadline=None)
 @given(rows=rows_given)
 def test_every_format_has_the_same_rows_and_columns(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]
@@ -72,7 +71,6 @@ def test_every_format_has_the_same_rows_and_columns(
             assert log.columns[name].to_pylist() == [r[name] for r in rows], ending
 
 
-@settings(deadline=None)
 @given(lines=st.lists(st.binary(max_size=30).filter(lambda b: b.strip() and not {10, 13} & set(b))))
 def test_whatever_the_bytes_no_line_is_lost(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]

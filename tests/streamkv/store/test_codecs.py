@@ -39,7 +39,7 @@ def bound(name: str, blocks: torch.Tensor, *, keys: bool) -> torch.Tensor:
     return (step / 2 + 3 * largest * 2**-11 + 2**-13).expand_as(blocks)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(sorted(CODECS)),
     st.booleans(),

@@ -15,7 +15,7 @@ from streamkv.types import Evidence
 from streamkv.watches import OpenAnswers, Watch, WatchAnswer
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(

@@ -27,7 +27,7 @@ def built(sizes: list[int]) -> tuple[SummaryIndex, np.ndarray]:
     return index, every
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 9), max_size=12), st.integers(0, LAYERS - 1), st.integers(0, 40))
 def test_any_batches_find_what_a_sort_finds(sizes: list[int], layer: int, k: int) -> None:
     index, every = built(sizes)
@@ -44,7 +44,7 @@ def test_any_batches_find_what_a_sort_finds(sizes: list[int], layer: int, k: int
     np.testing.assert_allclose(both[1].scores, scores[wanted - 10], rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 6), st.integers(0, 8)), max_size=8),
     st.integers(0, 30),
@@ -142,7 +142,7 @@ def test_what_arrives_while_a_shard_is_compacted_is_kept(monkeypatch: pytest.Mon
     assert joined.replaced(made).num_segments == 5_001  # the compacted shard is no longer there: passed over
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.data())
 def test_search_among_some_finds_the_best_of_them_however_many_are_better(
     sizes: list[int], data: st.DataObject

@@ -64,7 +64,7 @@ asked = st.integers(0, 2).flatmap(
 
 @pytest.mark.parametrize("device", DEVICES)
 @given(asks=st.lists(asked, max_size=8), sizes=st.lists(st.integers(0, 12), min_size=1, max_size=3))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_whatever_is_kept_blocks_are_those_of_the_files(
     store: SegmentStore,
     snapshot: StreamSnapshot,

@@ -92,7 +92,7 @@ def test_table_opens_only_the_files_named(
     assert snapshot.table(0, np.empty(0, np.int64)).num_blocks == 0
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_gather_gives_the_blocks_in_the_order_asked(snapshot: StreamSnapshot, data: st.DataObject) -> None:
     layer = data.draw(st.integers(0, 2))

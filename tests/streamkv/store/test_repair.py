@@ -147,7 +147,7 @@ def damage(path: Path, at: int) -> None:
     path.write_bytes(whole)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(CODECS)), st.floats(0, 1, exclude_max=True), st.integers(0, 7))
 def test_flipped_bit_anywhere_is_named(store: SegmentStore, codec: str, where: float, bit: int) -> None:
     if store.stream("cam").num_segments == 0:

@@ -205,7 +205,7 @@ def test_reader_follows_and_an_earlier_snapshot_reads_what_it_has_open(store: Se
     assert [s.segment_no for s in old.segments] == [0, 1, 2, 3]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 5)), min_size=1, max_size=5))
 def test_reader_that_follows_sees_what_a_new_one_sees(
     store: SegmentStore, steps: list[tuple[int, int]]

@@ -51,7 +51,7 @@ def segments(draw: st.DrawFn) -> tuple[ModelIdentity, SegmentKV]:
     return identity, replace(kv, **times, similarities=tuple(draw(st.lists(finite, max_size=5))))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(segments())
 def test_every_bit_comes_back(
     tmp_path_factory: pytest.TempPathFactory, sample: tuple[ModelIdentity, SegmentKV]

@@ -53,7 +53,7 @@ def slow_distinct(vectors: list[np.ndarray], count: int) -> list[int]:
     return left
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 10**6))
 def test_those_least_like_their_neighbours_stay(num_rows: int, count: int, seed: int) -> None:
     keys = torch.randn(num_rows, 4, generator=torch.Generator().manual_seed(seed))

@@ -173,7 +173,6 @@ def test_no_sequence_loses_a_committed_segment_unnamed(s3: S3Server) -> None:
         settings=settings(
             max_examples=20,
             stateful_step_count=20,
-            deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),
     )

@@ -77,7 +77,7 @@ def test_lost_file_is_made_again(store: SegmentStore, opened: list[str]) -> None
     assert opened == []
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_anywhere_changes_no_answer(store: SegmentStore, data: st.DataObject) -> None:
     if not store.stream("cam").num_segments:

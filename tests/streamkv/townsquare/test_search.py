@@ -12,7 +12,7 @@ from bench.search import main, questions_of_one
 from streamkv.townsquare import make_world
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 100_000))
 def test_what_names_the_moment_is_in_no_other_world(seed: int) -> None:
     worlds = [make_world(seed + i, 0.5) for i in range(6)]

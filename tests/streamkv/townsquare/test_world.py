@@ -18,7 +18,7 @@ from streamkv.townsquare.questions import COUNT_WORDS, KINDS_OF_QUESTION
 SEEDS = st.integers(0, 10_000)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS, minutes=st.floats(0.1, 70))
 def test_clock_and_sign_name_one_scene_each(seed: int, minutes: float) -> None:
     world = make_world(seed, minutes)
@@ -30,7 +30,7 @@ def test_clock_and_sign_name_one_scene_each(seed: int, minutes: float) -> None:
     assert all(a.end_s == b.start_s for a, b in pairwise(world.scenes))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=SEEDS)
 def test_all_things_of_a_scene_are_on_stage_in_its_middle(seed: int) -> None:
     for scene in make_world(seed, 2).scenes:
@@ -89,7 +89,7 @@ def answer_of(scene: Scene, question: Question) -> str:
     raise AssertionError(question.kind)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=SEEDS, minutes=st.sampled_from([0.1, 1.0, 8.0]))
 def test_answers_follow_from_the_script_and_questions_mean_one_scene(seed: int, minutes: float) -> None:
     world = make_world(seed, minutes)
