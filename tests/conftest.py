@@ -47,39 +47,33 @@ def _no_cluster_in_unit_tests(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers one has tests of servers from the beginning on, and another those of commands at last."""
-    order = {SERVERS: 0, COMMANDS: 2}
-    items.sort(key=lambda item: order.get(_group(item.nodeid), 1))
+    """Tests that start a Ray come first: with several workers one has all of them, and is the last to end."""
+    items.sort(key=lambda item: _group(item.nodeid) != RAY)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With several workers (`-n 2`) files stay whole, and one worker has all that start a server on a Ray of its own.
+    """With several workers (`-n 2`) files stay whole, and one worker has all that start a Ray.
 
-    Two Rays that start at once on two cores take more than twice as long, and sometimes longer than Ray waits: there
-    are two only at the end, where there is nothing else.
+    Two Rays that start at once on two cores take more than twice as long, and sometimes longer than Ray waits.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class FewRaysAtATime(LoadScopeScheduling):
+    class OneRayAtATime(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return _group(nodeid)
 
     config.option.loadscopereorder = False
-    return FewRaysAtATime(config, log)
+    return OneRayAtATime(config, log)
 
 
-SERVERS, COMMANDS = "servers", "commands"
-COMMAND_FILES = ("test_batch_command.py", "test_evaluation.py")
-"""Their tests start a Ray for one command at a time."""
+RAY = "ray"
 
 
 def _group(nodeid: str) -> str:
     """What a worker takes as a whole: the test's file, or all files with tests that start a Ray."""
     path = nodeid.partition("::")[0]
-    if not _starts_ray(path):
-        return path
-    return COMMANDS if Path(path).name in COMMAND_FILES else SERVERS
+    return RAY if _starts_ray(path) else path
 
 
 @cache
