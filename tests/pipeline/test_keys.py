@@ -310,8 +310,11 @@ def test_a_running_server_takes_a_key_the_moment_there_is_one(server: LiveServer
         assert "keys add" in json.loads(refused.stdout)["error"]["message"]
         os.environ["STREAMKV_API_KEY"] = added["key"]
         assert server.run("ls", "--json").returncode == 0
-        with pytest.raises(openai.AuthenticationError) as caught:
-            openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
+        with (
+            openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as stranger,
+            pytest.raises(openai.AuthenticationError) as caught,
+        ):
+            stranger.models.list()
         assert caught.value.code == "invalid_api_key"
         with openai.OpenAI(base_url=f"{url}/v1", api_key=added["key"]) as client:
             assert client.models.list().object == "list"
