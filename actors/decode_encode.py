@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from actors.failures import NotReadyError, describe
-from actors.feed import Feed, OpenSource
+from actors.feed import Feed, OpenSource, Turns
 from actors.in_hand import InHand
 from actors.live_feed import LiveFeed, OpenLive
 from actors.messages import FeedState, FeedStatus, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
@@ -133,6 +133,7 @@ class DecodeEncode:
         self._failure = ""
         self._hand = InHand(hears_crashes=hears_crashes)
         self._at = self._hand.slot()  # of the loop
+        self._turns = Turns()  # of archives: a camera's feed mostly waits
         self._sessions: dict[str, _Session] = {}
         self._had = 0.0  # of the stream whose turn it was last
         self._acks: SimpleQueue[tuple[_Session, int | None, Future[Any]]] = SimpleQueue()
@@ -191,6 +192,7 @@ class DecodeEncode:
                 on_change=self._wake.set,
                 clock=self.clock,
                 slot=self._hand.slot(),
+                turns=self._turns,
             )
         assert parts.open_live is not None, "live sources need open_live"
         return LiveFeed(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from actors.failures import describe
 from actors.in_hand import Slot
 from actors.messages import StreamSpec
 from actors.timing import StageClock
 from actors.views import GapView, LiveView
+from streamkv.cores import num_cores
 from streamkv.errors import SourceError
 from streamkv.grid import OnGap
 from streamkv.types import Frame
@@ -19,6 +21,34 @@ MAX_QUEUE_BYTES = 64_000_000
 """Decoded frames of one stream that may wait; a 4K frame takes 25 MB, so a count alone bounds little."""
 
 OpenSource = Callable[[StreamSpec, OnGap], Iterator[Frame]]
+
+
+class Turns:
+    """How many feeds of a process decode at a time: two for each core.
+
+    More of them wait for the interpreter's lock between any two pictures: 64 took 1.7 times the processor time, and two
+    cores were no faster than one. A source that waits for its network keeps its turn meanwhile, so who has waited for
+    PATIENCE_S goes on without.
+    """
+
+    PATIENCE_S = 1.0
+
+    def __init__(self, count: int = 0) -> None:
+        self.num_free = count or 2 * num_cores()
+        self._freed = threading.Condition()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        with self._freed:
+            if has_turn := self._freed.wait_for(lambda: self.num_free > 0, self.PATIENCE_S):
+                self.num_free -= 1
+        try:
+            yield
+        finally:
+            if has_turn:
+                with self._freed:
+                    self.num_free += 1
+                    self._freed.notify()
 
 
 class Feed:
@@ -33,8 +63,9 @@ class Feed:
         on_change: Callable[[], None],
         clock: StageClock,
         slot: Slot | None = None,
+        turns: Turns | None = None,
     ) -> None:
-        """`slot`: where its thread notes that it has the stream in hand."""
+        """`slot`: where its thread notes that it has the stream in hand. `turns`: what it shares with other feeds."""
         self.spec = spec
         self.error = ""  # why the source cannot go on
         self._open_source = open_source
@@ -42,6 +73,7 @@ class Feed:
         self._on_change = on_change
         self._clock = clock
         self._slot = slot or Slot()
+        self._turns = turns
         self._frames: deque[Frame] = deque()
         self._gaps: deque[GapView] = deque()
         self._bytes = 0
@@ -106,7 +138,7 @@ class Feed:
             source = self._open_source(self.spec, self._on_gap)
             position_s = self.spec.start_s
             while not self._stopping:
-                with self._clock.time("decode"), self._slot.of(self.spec.stream_id, position_s):
+                with self._turn(), self._clock.time("decode"), self._slot.of(self.spec.stream_id, position_s):
                     frame = next(source, None)
                 if frame is None:
                     break
@@ -121,6 +153,9 @@ class Feed:
             with self._space:
                 self._ended = True
             self._on_change()
+
+    def _turn(self) -> AbstractContextManager[None]:
+        return self._turns.one() if self._turns is not None else nullcontext()
 
     def _put(self, frame: Frame) -> None:
         with self._space:

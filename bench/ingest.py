@@ -11,7 +11,6 @@ against. Starting Ray and loading models is not counted: both are warm.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from bench.machine import Figure, machine, report, table
 from pipeline.settings import load_settings
 from pipeline.worlds import write_world
 from streamkv.config import PipelineConfig
+from streamkv.cores import num_cores
 
 STAGES = ("decode", "encode", "segment", "ship", "prefill", "write", "commit")
 WARM_UP_MINUTES = 0.3
@@ -156,7 +156,7 @@ def measure(config: PipelineConfig, cases: Sequence[int], minutes: float, rounds
     from pipeline.cluster import local_ray, make_temp
 
     work = Path(tempfile.mkdtemp(prefix="bench-"))
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     config = replace(config, store=replace(config.store, root=str(work / "store")))
     try:
         videos = {case: draw_videos(work, case, minutes) for case in cases}

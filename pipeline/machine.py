@@ -7,13 +7,15 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from streamkv.cores import num_cores
+
 PACKAGES = ("ray", "torch", "transformers", "av", "pyarrow", "faiss-cpu", "numpy", "streamkv-ray")
 
 
 def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": num_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "load_before": round(os.getloadavg()[0], 2),

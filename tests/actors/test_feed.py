@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 from stage import Footage, wait_until
 
-from actors.feed import MAX_QUEUE_BYTES, Feed
+from actors.feed import MAX_QUEUE_BYTES, Feed, Turns
 from actors.messages import StreamSpec
 from actors.timing import StageClock
 from streamkv.grid import OnGap
@@ -17,6 +20,37 @@ from streamkv.types import Frame
 def feed_of(length: int, footage: Footage, queue_frames: int = 4) -> Feed:
     spec = StreamSpec("s", str(length), epoch=1)
     return Feed(spec, footage.open, queue_frames=queue_frames, on_change=lambda: None, clock=StageClock())
+
+
+class Crowd:
+    """Sources that note how many of them are read at a time."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def open(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
+        for k in range(int(spec.uri)):
+            with self._lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            time.sleep(0.002)
+            with self._lock:
+                self.now -= 1
+            yield Frame(np.zeros((2, 2, 3), np.uint8), float(k), float(k + 1))
+
+    def feeds(self, count: int, length: int, turns: Turns) -> list[Feed]:
+        return [
+            Feed(
+                StreamSpec(f"s{i}", str(length), epoch=1),
+                self.open,
+                queue_frames=length,
+                on_change=lambda: None,
+                clock=StageClock(),
+                turns=turns,
+            )
+            for i in range(count)
+        ]
 
 
 def test_a_full_queue_stops_the_source_until_there_is_room() -> None:
@@ -67,3 +101,39 @@ def test_a_stop_ends_a_thread_that_waits_for_room() -> None:
     wait_until(lambda: feed.num_queued == 1)
     feed.stop()
     wait_until(lambda: not feed._thread.is_alive())
+
+
+def test_only_so_many_decode_at_a_time() -> None:
+    crowd = Crowd()
+    feeds = crowd.feeds(12, 6, Turns(2))
+    for feed in feeds:
+        feed.start()
+    wait_until(lambda: all(feed.num_queued == 6 for feed in feeds))
+    assert crowd.most == 2
+
+
+def test_a_source_that_hangs_does_not_keep_the_others_from_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Turns, "PATIENCE_S", 0.01)
+    goes_on = threading.Event()
+
+    def hanging(spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
+        assert goes_on.wait(60)
+        yield Frame(np.zeros((2, 2, 3), np.uint8), 0.0, 1.0)
+
+    turns = Turns(1)
+    hangs = Feed(
+        StreamSpec("h", "", epoch=1),
+        hanging,
+        queue_frames=4,
+        on_change=lambda: None,
+        clock=StageClock(),
+        turns=turns,
+    )
+    hangs.start()
+    wait_until(lambda: turns.num_free == 0)
+    (feed,) = Crowd().feeds(1, 6, turns)
+    feed.start()
+    wait_until(lambda: feed.num_queued == 6)
+    assert turns.num_free == 0, "who went on without a turn gave none back"
+    goes_on.set()
+    wait_until(lambda: turns.num_free == 1)
