@@ -182,8 +182,7 @@ def measure(config: PipelineConfig, cases: Sequence[int], minutes: float, rounds
 def figures(found: dict[int, Rounds]) -> list[Figure]:
     out = []
     for case, rounds in found.items():
-        best = [max(r["bare_1"].fps, r["bare_n"].fps) for r in rounds]
-        system = [r["system"].fps for r in rounds]
+        best, system = [_bare_fps(r) for r in rounds], [_system_fps(r) for r in rounds]
         ratios = [s / b for s, b in zip(system, best, strict=True)]
         segments = [r["system"].totals["segments"] for r in rounds]
         rpcs = [
@@ -198,12 +197,21 @@ def figures(found: dict[int, Rounds]) -> list[Figure]:
             Figure(f"rpcs_per_segment_{case}", "calls", tuple(rpcs), "ingest and commit; polls not counted"),
             Figure(f"shipped_bytes_per_segment_{case}", "bytes", tuple(shipped), "features, put once"),
         ]
-    if {1, 8} <= set(found):
-        pairs = zip(found[8], found[1], strict=True)
-        out.append(
-            Figure("streams8_over_1", "ratio", tuple(a["system"].fps / b["system"].fps for a, b in pairs))
-        )
+    for case in [case for case in found if case > 1 and 1 in found]:
+        for name, fps in (("system", _system_fps), ("bare", _bare_fps)):
+            pairs = zip(found[case], found[1], strict=True)
+            against = tuple(fps(many) / fps(one) for many, one in pairs)
+            out.append(Figure(f"{name}_{case}_over_1", "ratio", against))
     return out
+
+
+def _bare_fps(runs: dict[str, Run]) -> float:
+    """The faster one's."""
+    return max(runs["bare_1"].fps, runs["bare_n"].fps)
+
+
+def _system_fps(runs: dict[str, Run]) -> float:
+    return runs["system"].fps
 
 
 def stages(found: dict[int, Rounds]) -> dict[str, dict[str, dict[str, float]]]:
