@@ -27,6 +27,7 @@ from actors.feed import Feed, OpenSource, Turns
 from actors.in_hand import InHand
 from actors.live_feed import LiveFeed, OpenLive
 from actors.messages import FeedState, FeedStatus, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
+from actors.right_of_way import go_on
 from actors.timing import StageClock
 from streamkv.config import SourceConfig
 from streamkv.errors import StoreFullError
@@ -76,6 +77,7 @@ class DecodeParts:
     open_source: OpenSource
     open_live: OpenLive | None = None  # None: no live sources
     probe: ProbeSource = probe_source
+    give_way: Callable[[Callable[[], None]], None] = go_on  # before a batch; calls the other meanwhile
 
 
 @dataclass
@@ -310,6 +312,8 @@ class DecodeEncode:
 
     def _encode(self, batch: list[tuple[_Session, Frame]]) -> None:
         assert self._parts is not None
+        with self.clock.time("give_way"):
+            self._parts.give_way(self._tell_latest)
         try:
             with self.clock.time("encode"):
                 features = self._parts.encoder.encode_frames([frame.rgb for _, frame in batch])

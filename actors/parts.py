@@ -13,6 +13,7 @@ from actors.decode_encode import DecodeParts
 from actors.messages import StreamSpec
 from actors.prefill import PrefillParts
 from actors.priority import yield_by
+from actors.right_of_way import GiveWay, RightOfWay, name_of
 from streamkv.config import PipelineConfig, SourceConfig
 from streamkv.grid import OnGap
 from streamkv.live import LiveSource
@@ -32,6 +33,7 @@ def load_decode_parts(config: PipelineConfig) -> DecodeParts:
         make_segmenter=partial(Segmenter, config.method.segment),
         open_source=partial(_open_source, config.source),
         open_live=partial(_open_live, config.source),
+        give_way=_give_way(config),
     )
 
 
@@ -60,7 +62,12 @@ def load_prefill_parts(config: PipelineConfig) -> PrefillParts:
         ),
         replays=config.ingest.replay,
         open_share=config.watch.open_share,
+        give_way=_give_way(config),
     )
+
+
+def _give_way(config: PipelineConfig) -> GiveWay:
+    return GiveWay(RightOfWay(name_of(config)), config.ingest.give_way)
 
 
 def _open_source(source: SourceConfig, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from actors.failures import SessionLostError, describe
 from actors.in_hand import InHand
 from actors.messages import Replay, SegmentMessage, WorkerStatus
+from actors.right_of_way import go_on
 from actors.share import Share
 from actors.timing import StageClock
 from actors.workers import HearOpen
@@ -68,6 +69,7 @@ class PrefillParts:
     ask: AskSegment  # for its watches
     replays: bool = True  # archives, after a window was lost
     open_share: float = 0.5  # of the time, for looks at open segments
+    give_way: Callable[[], None] = go_on  # before a segment
 
 
 @dataclass
@@ -203,6 +205,8 @@ class Prefill:
         session = self._expect(message)
         with self._lock:
             del self._sessions[message.stream_id]  # back in place only if all goes well
+        with self.clock.time("give_way"):
+            parts.give_way()
         with self.clock.time("prefill"):
             segment = message.to_segment(parts.device)
             kv = parts.engine.prefill(session.window, segment, session.guidance, session.keep_ratio)
@@ -243,6 +247,8 @@ class Prefill:
         if not self._looks.has_room:
             self.clock.count("looks_left_out")
             return False
+        with self.clock.time("give_way"):
+            parts.give_way()
         with self._looks.spend():
             with self.clock.time("look"):
                 segment = message.to_segment(parts.device)

@@ -164,12 +164,13 @@ class Answer:
 
     def __init__(self, config: PipelineConfig) -> None:
         from actors.latest import latest_segments
+        from actors.right_of_way import RightOfWay, name_of
         from pipeline.answering import Answerer  # brings torch, which only this process needs
         from pipeline.desk import Desk
         from pipeline.searching import Searcher
 
         answerer = Answerer(config, latest_segments)
-        self._desk = Desk(answerer, config.serve.batch_questions)
+        self._desk = Desk(answerer, config.serve.batch_questions, RightOfWay(name_of(config)))
         self._searcher = Searcher(answerer)
 
     def check_health(self) -> None:

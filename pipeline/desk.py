@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from actors.right_of_way import RightOfWay
 from pipeline.answering import Answerer, Answering
 from pipeline.asking import Asking
 from pipeline.dialogue import Query, Reply
@@ -25,9 +26,10 @@ T = TypeVar("T")
 class Desk:
     """Threads may share it; what they ask is done on its own."""
 
-    def __init__(self, answerer: Answerer, at_once: int) -> None:
-        """`at_once`: questions that are under way together; each holds what it reads."""
+    def __init__(self, answerer: Answerer, at_once: int, way: RightOfWay | None = None) -> None:
+        """`at_once`: questions that are under way together; each holds what it reads. `way`: taken meanwhile."""
         self._at_once = at_once
+        self._way = way or RightOfWay()
         self._answering = Answering(answerer)
         self._waiting: SimpleQueue[_Waiting | Callable[[], None] | None] = SimpleQueue()
         self._going: list[_Waiting] = []
@@ -60,14 +62,19 @@ class Desk:
         try:
             while (newcomers := self._take()) is not None:
                 self._going += newcomers
+                self._way.take()
                 self._answering.join([waiting.asking for waiting in newcomers])
                 self._settle()
                 self._answering.step()
                 self._settle()
+                if not self._going:
+                    self._way.give_back()
         except BaseException as exc:  # a mistake of ours: who is under way hears it, and `check_health` tells
             for waiting in self._going:
                 if not waiting.future.done():
                     waiting.future.set_exception(exc)
+        finally:
+            self._way.give_back()
 
     def _take(self) -> list[_Waiting] | None:
         """Who waits, as many as there is room for; waits for the first if nobody is under way. None: closed."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from stage import SOURCE, Footage, MeanEncoder, decode_parts, wait_until
 
+from actors import right_of_way
 from actors.decode_encode import DecodeEncode
 from actors.failures import NotReadyError
 from actors.messages import SegmentMessage, StreamSpec
+from actors.right_of_way import GiveWay, RightOfWay
 from actors.views import GapView
 from streamkv.types import Segment
 
@@ -283,3 +287,41 @@ def test_a_decoder_that_has_just_been_started_again_says_so(footage: Footage, en
     with pytest.raises(NotReadyError, match="try again"):
         actor.add_stream(StreamSpec("s", "40", epoch=1), Ledger())
     actor.shutdown()
+
+
+def test_every_batch_gives_way_before_it_is_encoded() -> None:
+    happened: list[str] = []
+
+    class Noting(MeanEncoder):
+        def encode_frames(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
+            happened.append("encoded")
+            return super().encode_frames(frames)
+
+    parts = replace(decode_parts(Footage(), Noting()), give_way=lambda _: happened.append("gave way"))
+    decoder, ledger = DecodeEncode(lambda: parts, SOURCE, in_flight=2), Ledger()
+    decoder.start()
+    decoder.add_stream(StreamSpec("s", "20", epoch=1), ledger)
+    wait_until(lambda: state(decoder, "s") == "done")
+    decoder.shutdown()
+    assert len(happened) >= 2 * 20 // SOURCE.batch_frames
+    assert happened == ["gave way", "encoded"] * (len(happened) // 2)
+
+
+def test_what_a_question_asks_for_is_told_while_the_batch_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(right_of_way, "MOST_S", 300)
+    answers, ingest = (RightOfWay("cpu", tmp_path) for _ in range(2))
+    parts = replace(decode_parts(Footage(pace_s=0.05), MeanEncoder()), give_way=GiveWay(ingest, 0.5))
+    decoder = DecodeEncode(lambda: parts, SOURCE, in_flight=2)
+    decoder.start()
+    decoder.add_stream(StreamSpec("s", "2000", epoch=1), Ledger())
+    wait_until(lambda: bool(decoder.latest("s")))
+    answers.take()
+    wait_until(
+        lambda: decoder.status().feeds["s"].queued == SOURCE.queue_frames
+    )  # the loop takes no more of them
+    (shown,) = decoder.latest("s")
+    assert decoder.latest("s")[0].spans_s == shown.spans_s
+    answers.give_back()
+    decoder.shutdown()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from actors.prefill import Prefill
 from streamkv.config import StoreConfig
 from streamkv.errors import FencedError
 from streamkv.store import SegmentPlace, SegmentStore
-from streamkv.types import Segment
+from streamkv.types import Segment, SegmentKV
 from streamkv.watches import OpenAnswers, WatchAnswer, WatchQuestion
 
 
@@ -273,3 +274,21 @@ def test_watches_that_cannot_be_asked_do_not_end_their_stream(prefill: Prefill, 
     assert prefill.ingest(message(0, epoch))
     assert prefill.status().totals["watch_errors"] == 1
     assert store.stream("s").next_segment_no == 1
+
+
+def test_every_segment_gives_way_before_it_is_prefilled(store: SegmentStore) -> None:
+    happened: list[str] = []
+
+    class Noting(CountingEngine):
+        def prefill(self, *given: Any) -> SegmentKV:
+            happened.append("prefilled")
+            return super().prefill(*given)
+
+    made = prefill_parts(StoreConfig(str(store.root)))
+    parts = replace(made, engine=Noting(), give_way=lambda: happened.append("gave way"))
+    prefill = Prefill(lambda: parts, store.commit)
+    prefill.start()
+    epoch = store.begin_writing("s")
+    prefill.open_stream("s", epoch, 0)
+    assert [prefill.ingest(message(no, epoch)) for no in range(3)] == [True] * 3
+    assert happened == ["gave way", "prefilled"] * 3

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tiny import random_segment_kv
 
+from actors.right_of_way import RightOfWay
 from pipeline.answering import Answerer, Answering
 from pipeline.desk import Desk
 from pipeline.dialogue import CancelledError, Query, Reply
@@ -188,8 +189,27 @@ def test_a_closed_desk_has_answered_all_that_came(answerer: Answerer) -> None:
         desk.check_health()
 
 
-def test_a_mistake_of_ours_leaves_nobody_waiting(answerer: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = Desk(answerer, at_once=2)
+def test_it_has_the_right_of_way_while_somebody_is_answered(answerer: Answerer, tmp_path: Path) -> None:
+    way, ingest = (RightOfWay("cpu", tmp_path) for _ in range(2))
+    desk = Desk(answerer, 2, way)
+    assert not ingest.is_taken
+    asked = [Asked(desk, Query("lobby", "where is the dog", max_new_tokens=LONG)) for _ in range(2)]
+    assert all(one.begun.wait(WAIT_S) for one in asked)
+    assert ingest.is_taken
+    asked[0].cancelled.set()
+    assert isinstance(asked[0].future.exception(WAIT_S), CancelledError)
+    assert ingest.is_taken
+    asked[1].cancelled.set()
+    assert isinstance(asked[1].future.exception(WAIT_S), CancelledError)
+    assert desk.call(lambda: ingest.is_taken).result(WAIT_S) is False
+    desk.close()
+
+
+def test_a_mistake_of_ours_leaves_nobody_waiting(
+    answerer: Answerer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    way, ingest = (RightOfWay("cpu", tmp_path) for _ in range(2))
+    desk = Desk(answerer, 2, way)
     desk.check_health()
 
     def fail(self: Answering, askings: Sequence[Any]) -> None:
@@ -199,6 +219,7 @@ def test_a_mistake_of_ours_leaves_nobody_waiting(answerer: Answerer, monkeypatch
     with pytest.raises(AssertionError, match="a mistake"):
         Asked(desk, QUERIES[0]).future.result(WAIT_S)
     desk.close()
+    assert not ingest.is_taken
     with pytest.raises(RuntimeError, match="has ended"):
         desk.check_health()
 
