@@ -3,12 +3,12 @@
     python -m bench.under_load --json
 
 A server with one world in its store is asked one question after the other, and ingests another, longer world, as many
-streams; each is measured alone and beside the other. Once with ingest as urgent as answers (`ingest.nice=0`), and once
-with it yielding to them, as by default:
+streams; each is measured alone and beside the other. A CASE is how ingest yields, `ingest.nice` and `ingest.give_way`:
+`0/0` not at all, `0/0.5` only by waiting for questions under way, as is all that it can do on a GPU.
 
-- `question_ms_NICE_alone`, `question_ms_NICE_beside`: a whole answer over HTTP, the median.
-- `wait_ratio_NICE`: the second over the first; `wait_ratio_p95_NICE`: of their 95th percentiles.
-- `ingest_ratio_NICE`: frames/s beside questions, over those alone.
+- `question_ms_CASE_alone`, `question_ms_CASE_beside`: a whole answer over HTTP, the median.
+- `wait_ratio_CASE`: the second over the first; `wait_ratio_p95_CASE`: of their 95th percentiles.
+- `ingest_ratio_CASE`: frames/s beside questions, over those alone.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def resting() -> Iterator[None]:
 
 
 def measure(
-    nice: int,
+    case: str,
     config: str,
     overrides: Sequence[str],
     worlds: tuple[WrittenWorld, WrittenWorld],
@@ -77,7 +77,8 @@ def measure(
     questions = itertools.cycle(q.question for q in short.questions)
     alone, beside = list[float](), list[float]()
     try:
-        settings = ["serve.port=0", f"ingest.nice={nice}", *overrides]
+        nice, give_way = case.split("/")
+        settings = ["serve.port=0", f"ingest.nice={nice}", f"ingest.give_way={give_way}", *overrides]
         started = launch.start(home, config, settings, on_phase=_say)
         with Client(started.record.url) as client:
             client.add_stream(ASKED, str(short.video))
@@ -96,12 +97,12 @@ def measure(
         launch.stop(home)
     tail = float(np.percentile(beside, 95) / np.percentile(alone, 95))
     return [
-        Figure(f"wait_ratio_{nice}", "ratio", (float(np.median(beside) / np.median(alone)),)),
-        Figure(f"wait_ratio_p95_{nice}", "ratio", (tail,)),
-        Figure(f"ingest_ratio_{nice}", "ratio", (ingest_beside / ingest_alone,)),
-        Figure(f"question_ms_{nice}_alone", "ms", tuple(alone)),
-        Figure(f"question_ms_{nice}_beside", "ms", tuple(beside)),
-        Figure(f"frames_per_s_{nice}_alone", "frames/s", (ingest_alone,)),
+        Figure(f"wait_ratio_{case}", "ratio", (float(np.median(beside) / np.median(alone)),)),
+        Figure(f"wait_ratio_p95_{case}", "ratio", (tail,)),
+        Figure(f"ingest_ratio_{case}", "ratio", (ingest_beside / ingest_alone,)),
+        Figure(f"question_ms_{case}_alone", "ms", tuple(alone)),
+        Figure(f"question_ms_{case}_beside", "ms", tuple(beside)),
+        Figure(f"frames_per_s_{case}_alone", "frames/s", (ingest_alone,)),
     ]
 
 
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="of the world that is ingested")
     parser.add_argument("--streams", type=int, default=8, help="of that world")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
-    parser.add_argument("--nice", type=int, nargs="*", default=[0, 5], help="of ingest")
+    parser.add_argument("--cases", nargs="*", default=["0/0", "5/0", "0/0.5", "5/0.5"], help="NICE/GIVE_WAY")
     parser.add_argument("--config", default="local")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("overrides", nargs="*", metavar="SETTING", help="settings a.b=c")
@@ -130,13 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         figures = [
             figure
-            for nice in given.nice
+            for number, case in enumerate(given.cases)
             for figure in measure(
-                nice,
+                case,
                 given.config,
                 given.overrides,
                 worlds,
-                Home(work / f"home-{nice}"),
+                Home(work / f"home-{number}"),
                 given.seconds,
                 given.streams,
             )
