@@ -80,9 +80,9 @@ class IngestConfig:
     nice: int = 5
     """How much less urgent ingest is than answers where they share processors, 0 to 19: with 5 it has a quarter of a
     processor that both want."""
-    give_way: float = 0.5
+    give_way: float = 0.0
     """Share of its time that ingest may wait for questions that are under way on the same device; 0: it never does. For
-    a GPU, where nothing else ranks them."""
+    a GPU, where a niceness means nothing (configs/gpu.yaml has 0.5)."""
     replay: bool = True
     """An archive that lost its window prefills its last layers x `method.n_local` tokens again, so that it goes on to
     the bit as if nothing had happened; else it goes on at once, on a window of what is stored, as live streams do."""
