@@ -19,6 +19,8 @@ from streamkv.types import Frame
 
 MAX_QUEUE_BYTES = 64_000_000
 """Decoded frames of one stream that may wait; a 4K frame takes 25 MB, so a count alone bounds little."""
+PATIENCE_S = 1.0
+"""How long a feed waits for its turn to decode."""
 
 OpenSource = Callable[[StreamSpec, OnGap], Iterator[Frame]]
 
@@ -28,10 +30,8 @@ class Turns:
 
     More of them wait for the interpreter's lock between any two pictures: 64 took 1.7 times the processor time, and two
     cores were no faster than one. A source that waits for its network keeps its turn meanwhile, so who has waited for
-    PATIENCE_S goes on without.
+    `PATIENCE_S` goes on without.
     """
-
-    PATIENCE_S = 1.0
 
     def __init__(self, count: int = 0) -> None:
         self.num_free = count or 2 * num_cores()
@@ -40,7 +40,7 @@ class Turns:
     @contextmanager
     def one(self) -> Iterator[None]:
         with self._freed:
-            if has_turn := self._freed.wait_for(lambda: self.num_free > 0, self.PATIENCE_S):
+            if has_turn := self._freed.wait_for(lambda: self.num_free > 0, PATIENCE_S):
                 self.num_free -= 1
         try:
             yield

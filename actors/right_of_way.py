@@ -24,7 +24,9 @@ POLL_S = 0.001
 
 
 def name_of(config: PipelineConfig) -> str:
-    """The same for all processes of a server that share a device."""
+    """The same for all processes of a server that share a device; empty if its ingest gives way to nobody."""
+    if not config.ingest.give_way:
+        return ""
     device = config.model.device
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "") if device.startswith("cuda") else ""
     parts = (str(Path(config.store.root).resolve()), device, seen)
@@ -34,7 +36,7 @@ def name_of(config: PipelineConfig) -> str:
 class RightOfWay:
     """A lock on a file of this machine: who answers holds it shared, and the kernel lets go should the process die.
 
-    Where no such file can be made (a full disk), or it has no name, nobody has it and nobody waits.
+    Without a name, and where no such file can be made (a full disk), nobody has it and nobody waits.
     """
 
     def __init__(self, name: str = "", folder: Path | None = None) -> None:
@@ -42,7 +44,7 @@ class RightOfWay:
         if name:
             path = (folder or Path(tempfile.gettempdir())) / f"streamkv-way-{name}"
             with suppress(OSError):
-                self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._has_it = False
 
     def take(self) -> None:

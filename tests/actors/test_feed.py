@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from stage import Footage, wait_until
 
+import actors.feed as feed_module
 from actors.feed import MAX_QUEUE_BYTES, Feed, Turns
 from actors.messages import StreamSpec
 from actors.timing import StageClock
@@ -113,7 +114,7 @@ def test_only_so_many_decode_at_a_time() -> None:
 
 
 def test_a_source_that_hangs_does_not_keep_the_others_from_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Turns, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(feed_module, "PATIENCE_S", 0.01)
     goes_on = threading.Event()
 
     def hanging(spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:

@@ -13,7 +13,7 @@ import pytest
 
 from actors import right_of_way
 from actors.right_of_way import GiveWay, RightOfWay, name_of
-from streamkv.config import ModelConfig, PipelineConfig, StoreConfig
+from streamkv.config import IngestConfig, ModelConfig, PipelineConfig, StoreConfig
 
 HOLDER = """
 import sys, time
@@ -118,8 +118,9 @@ def test_who_shares_a_device_has_one_name(tmp_path: Path, monkeypatch: pytest.Mo
     def name(root: str, device: str, seen: str) -> str:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
         store, model = StoreConfig(root=str(tmp_path / root)), ModelConfig(device=device)
-        return name_of(PipelineConfig(store=store, model=model))
+        return name_of(PipelineConfig(store=store, model=model, ingest=IngestConfig(give_way=0.5)))
 
     assert name("a", "cuda", "0") == name("a/../a", "cuda", "0") != name("a", "cuda", "1")
     assert name("a", "cuda", "0") != name("b", "cuda", "0")
     assert name("a", "cpu", "0") == name("a", "cpu", "1"), "Ray hides GPUs from who does not ask for one"
+    assert name_of(PipelineConfig()) == "", "by default nobody waits, and there is no file"
