@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
-# Each of a server's dozen processes imports what others have compiled: 2 s of CPU for torch and transformers, or 7 s
-# where the shell forbids to keep bytecode.
+# A server's dozen processes import what one has compiled. Where the shell forbids to keep bytecode each would compile
+# torch and transformers anew, which is most of its start.
 export PYTHONDONTWRITEBYTECODE :=
 TEST_WORKERS ?= 2
 

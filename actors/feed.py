@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 from actors.failures import describe
 from actors.in_hand import Slot
@@ -28,27 +28,22 @@ OpenSource = Callable[[StreamSpec, OnGap], Iterator[Frame]]
 class Turns:
     """How many feeds of a process decode at a time: two for each core.
 
-    More of them wait for the interpreter's lock between any two pictures: 64 took 1.7 times the processor time, and two
-    cores were no faster than one. A source that waits for its network keeps its turn meanwhile, so who has waited for
+    More of them would wait for the interpreter's lock between any two pictures, which costs processor time, and keeps
+    cores from working at once. A source that waits for its network keeps its turn meanwhile, so who has waited for
     `PATIENCE_S` goes on without.
     """
 
     def __init__(self, count: int = 0) -> None:
-        self.num_free = count or 2 * num_cores()
-        self._freed = threading.Condition()
+        self._free = threading.BoundedSemaphore(count or 2 * num_cores())
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        with self._freed:
-            if has_turn := self._freed.wait_for(lambda: self.num_free > 0, PATIENCE_S):
-                self.num_free -= 1
+        has_turn = self._free.acquire(timeout=PATIENCE_S)
         try:
             yield
         finally:
             if has_turn:
-                with self._freed:
-                    self.num_free += 1
-                    self._freed.notify()
+                self._free.release()
 
 
 class Feed:
@@ -73,7 +68,7 @@ class Feed:
         self._on_change = on_change
         self._clock = clock
         self._slot = slot or Slot()
-        self._turns = turns
+        self._turns = turns or Turns(1)
         self._frames: deque[Frame] = deque()
         self._gaps: deque[GapView] = deque()
         self._bytes = 0
@@ -138,7 +133,11 @@ class Feed:
             source = self._open_source(self.spec, self._on_gap)
             position_s = self.spec.start_s
             while not self._stopping:
-                with self._turn(), self._clock.time("decode"), self._slot.of(self.spec.stream_id, position_s):
+                with (
+                    self._turns.one(),
+                    self._clock.time("decode"),
+                    self._slot.of(self.spec.stream_id, position_s),
+                ):
                     frame = next(source, None)
                 if frame is None:
                     break
@@ -153,9 +152,6 @@ class Feed:
             with self._space:
                 self._ended = True
             self._on_change()
-
-    def _turn(self) -> AbstractContextManager[None]:
-        return self._turns.one() if self._turns is not None else nullcontext()
 
     def _put(self, frame: Frame) -> None:
         with self._space:

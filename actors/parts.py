@@ -14,6 +14,7 @@ from actors.messages import StreamSpec
 from actors.prefill import PrefillParts
 from actors.priority import yield_by
 from actors.right_of_way import GiveWay, RightOfWay, name_of
+from actors.share import Share
 from streamkv.config import PipelineConfig, SourceConfig
 from streamkv.grid import OnGap
 from streamkv.live import LiveSource
@@ -67,7 +68,7 @@ def load_prefill_parts(config: PipelineConfig) -> PrefillParts:
 
 
 def _give_way(config: PipelineConfig) -> GiveWay:
-    return GiveWay(RightOfWay(name_of(config)), config.ingest.give_way)
+    return GiveWay(RightOfWay(name_of(config)), Share(config.ingest.give_way))
 
 
 def _open_source(source: SourceConfig, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:

@@ -74,12 +74,12 @@ class GiveWay:
     """Called before a piece of ingest's work: waits while a question is under way, `MOST_S` at a time, and no more than
     `share` of the time, so that ingest goes on under any number of questions. For one thread."""
 
-    def __init__(self, way: RightOfWay, share: float) -> None:
-        self._way, self._share = way, Share(share)
+    def __init__(self, way: RightOfWay, share: Share) -> None:
+        self._way, self._share = way, share
 
     def __call__(self, meanwhile: Callable[[], None] | None = None) -> None:
         """`meanwhile` is called again and again: the question may have asked this process for something."""
-        if not self._share.has_room or not self._way.is_taken:
+        if not self._share.has_room:
             return
         with self._share.spend():
             end = time.monotonic() + MOST_S

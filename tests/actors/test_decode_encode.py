@@ -19,6 +19,7 @@ from actors.decode_encode import DecodeEncode
 from actors.failures import NotReadyError
 from actors.messages import SegmentMessage, StreamSpec
 from actors.right_of_way import GiveWay, RightOfWay
+from actors.share import Share
 from actors.views import GapView
 from streamkv.types import Segment
 
@@ -312,7 +313,7 @@ def test_what_a_question_asks_for_is_told_while_the_batch_waits_for_it(
 ) -> None:
     monkeypatch.setattr(right_of_way, "MOST_S", 300)
     answers, ingest = (RightOfWay("cpu", tmp_path) for _ in range(2))
-    parts = replace(decode_parts(Footage(pace_s=0.05), MeanEncoder()), give_way=GiveWay(ingest, 0.5))
+    parts = replace(decode_parts(Footage(pace_s=0.05), MeanEncoder()), give_way=GiveWay(ingest, Share(0.5)))
     decoder = DecodeEncode(lambda: parts, SOURCE, in_flight=2)
     decoder.start()
     decoder.add_stream(StreamSpec("s", "2000", epoch=1), Ledger())

@@ -115,9 +115,10 @@ def test_only_so_many_decode_at_a_time() -> None:
 
 def test_a_source_that_hangs_does_not_keep_the_others_from_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_module, "PATIENCE_S", 0.01)
-    goes_on = threading.Event()
+    hangs_now, goes_on = threading.Event(), threading.Event()
 
     def hanging(spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
+        hangs_now.set()
         assert goes_on.wait(60)
         yield Frame(np.zeros((2, 2, 3), np.uint8), 0.0, 1.0)
 
@@ -131,10 +132,10 @@ def test_a_source_that_hangs_does_not_keep_the_others_from_decoding(monkeypatch:
         turns=turns,
     )
     hangs.start()
-    wait_until(lambda: turns.num_free == 0)
+    assert hangs_now.wait(60)
     (feed,) = Crowd().feeds(1, 6, turns)
     feed.start()
     wait_until(lambda: feed.num_queued == 6)
-    assert turns.num_free == 0, "who went on without a turn gave none back"
     goes_on.set()
-    wait_until(lambda: turns.num_free == 1)
+    wait_until(lambda: not hangs._thread.is_alive())
+    assert hangs.error == "", "who went on without a turn gave none back"

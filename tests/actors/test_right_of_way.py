@@ -13,6 +13,7 @@ import pytest
 
 from actors import right_of_way
 from actors.right_of_way import GiveWay, RightOfWay, name_of
+from actors.share import Share
 from streamkv.config import IngestConfig, ModelConfig, PipelineConfig, StoreConfig
 
 HOLDER = """
@@ -71,8 +72,8 @@ def test_without_a_file_nobody_waits(tmp_path: Path) -> None:
         way.give_back()
 
 
-class Waits:
-    """A way that is taken for ever, and a clock that goes only while somebody sleeps."""
+class Clock:
+    """Goes only while somebody sleeps."""
 
     def __init__(self) -> None:
         self.s = 0.0
@@ -83,29 +84,26 @@ class Waits:
     def sleep(self, seconds: float) -> None:
         self.s += seconds
 
-    @property
-    def is_taken(self) -> bool:
-        return True
-
 
 def test_one_piece_of_work_waits_only_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(right_of_way, "MOST_S", 0.05)
     answers, ingest = ways(tmp_path, 2)
     answers.take()
     done = threading.Event()
-    threading.Thread(target=lambda: (GiveWay(ingest, 0.5)(), done.set()), daemon=True).start()
+    threading.Thread(target=lambda: (GiveWay(ingest, Share(0.5))(), done.set()), daemon=True).start()
     assert done.wait(60)
     assert ingest.is_taken
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5])
 def test_ingest_has_its_share_under_any_number_of_questions(
-    share: float, monkeypatch: pytest.MonkeyPatch
+    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Waits()
+    clock = Clock()
     monkeypatch.setattr(right_of_way, "time", clock)
-    give_way = GiveWay(clock, share)  # type: ignore[arg-type]
-    give_way._share = right_of_way.Share(share, clock.monotonic)
+    answers, ingest = ways(tmp_path, 2)
+    answers.take()
+    give_way = GiveWay(ingest, Share(share, clock.monotonic))
     worked = 0.0
     while clock.s < 1000:
         give_way()
