@@ -1,4 +1,7 @@
-"""Decoding and encoding of many streams: a thread each decodes, one loop encodes frames of all in one batch.
+"""Decoding and encoding of many streams: a thread each decodes, one loop encodes.
+
+Frames of live streams are encoded together, those of an archive in batches of its own (`streamkv.frame_batches`), so
+that what it becomes depends on the archive alone.
 
 Where there is more to encode than can be, each stream gets a share by its priority. What leaves is one message a
 closed segment. Everything is bounded: a stream with `in_flight` segments that
@@ -31,6 +34,7 @@ from actors.right_of_way import go_on
 from actors.timing import StageClock
 from streamkv.config import SourceConfig
 from streamkv.errors import StoreFullError
+from streamkv.frame_batches import FrameBatches
 from streamkv.sources import probe_source
 from streamkv.types import Frame, Segment
 from streamkv.video import VideoInfo
@@ -190,6 +194,7 @@ class DecodeEncode:
             return Feed(
                 spec,
                 parts.open_source,
+                batches=FrameBatches.configured(self._source),
                 queue_frames=self._source.queue_frames,
                 on_change=self._wake.set,
                 clock=self.clock,
@@ -280,23 +285,26 @@ class DecodeEncode:
             return list(self._sessions.values())
 
     def _next_batch(self) -> list[tuple[_Session, Frame]]:
-        """Frames of all streams in turn, up to a full batch; waits a little for one that is not full."""
+        """A batch of one archive, or frames of live streams in turn, up to a full batch; waits a little for one that is
+        not full, unless an archive has one."""
         batch: list[tuple[_Session, Frame]] = []
         deadline = 0.0
         while True:
             self._take_in_turn(batch)
-            if not batch or len(batch) >= self._source.batch_frames:
+            if not batch or not batch[0][0].feed.shares_batches or len(batch) >= self._source.batch_frames:
                 return batch
             deadline = deadline or time.monotonic() + LINGER_S
             rest = deadline - time.monotonic()
-            more = any(s.takes_frames and not s.feed.is_exhausted for s in self._now())
-            if rest <= 0 or not more or not self._asked.empty():
+            running = [s for s in self._now() if s.takes_frames]
+            more = any(s.feed.shares_batches and not s.feed.is_exhausted for s in running)
+            is_awaited = any(not s.feed.shares_batches and s.feed.num_queued for s in running)
+            if rest <= 0 or not more or is_awaited or not self._asked.empty():
                 return batch
             self._wake.wait(rest)
             self._wake.clear()
 
     def _take_in_turn(self, batch: list[tuple[_Session, Frame]]) -> None:
-        """A frame of whoever had least for its priority, again and again.
+        """What whoever had least for its priority has to give, again and again.
 
         Who had nothing to give for a while begins where the others are: it does not make up for it at their cost.
         """
@@ -304,11 +312,14 @@ class DecodeEncode:
         heapify(waiting)
         while waiting and len(batch) < self._source.batch_frames:
             had, i, session = heappop(waiting)
-            frame = session.feed.take()
-            if frame is not None:
-                batch.append((session, frame))
-                self._had, session.had = had, had + 1 / session.spec.priority
-                heappush(waiting, (session.had, i, session))
+            shares = session.feed.shares_batches
+            if (batch and not shares) or not (taken := session.feed.take()):
+                continue
+            batch += [(session, frame) for frame in taken]
+            self._had, session.had = had, had + len(taken) / session.spec.priority
+            if not shares:
+                return
+            heappush(waiting, (session.had, i, session))
 
     def _encode(self, batch: list[tuple[_Session, Frame]]) -> None:
         assert self._parts is not None
@@ -335,13 +346,13 @@ class DecodeEncode:
     def _advance(self, session: _Session, frame: Frame, features_ND: Tensor) -> None:
         assert self._parts is not None
         if session.segmenter is None:
-            first_no, is_before = session.spec.next_segment_no, frame.start_s < session.spec.start_s
-            if is_before:  # the frame before a resume: the next one is compared with it, and it is not kept
-                session.segmenter = self._parts.make_segmenter(first_no - 1)
-                session.segmenter.push(features_ND, frame.start_s, frame.end_s)
-                session.segmenter.flush()
-                return
-            session.segmenter = self._parts.make_segmenter(first_no)
+            session.segmenter = self._parts.make_segmenter(session.spec.next_segment_no)
+        if frame.start_s < session.spec.start_s:
+            # A resume begins to read before it: its first frame is compared with the one before, and none is kept.
+            session.segmenter = self._parts.make_segmenter(session.spec.next_segment_no - 1)
+            session.segmenter.push(features_ND, frame.start_s, frame.end_s)
+            session.segmenter.flush()
+            return
         session.frames += 1
         session.paused = False
         session.position_s = frame.end_s

@@ -19,6 +19,7 @@ from actors.in_hand import Slot
 from actors.messages import StreamSpec
 from actors.timing import StageClock
 from actors.views import LiveView
+from streamkv.frame_batches import FrameBatches
 from streamkv.grid import OnGap
 from streamkv.live import LiveFrame, LiveSource
 from streamkv.types import Frame
@@ -36,6 +37,8 @@ OpenLive = Callable[[StreamSpec, OnGap], LiveSource]
 class LiveFeed(Feed):
     """Decodes as the source sends. One thread decodes; one other takes."""
 
+    shares_batches = True
+
     def __init__(
         self,
         spec: StreamSpec,
@@ -48,7 +51,13 @@ class LiveFeed(Feed):
         slot: Slot | None = None,
     ) -> None:
         super().__init__(
-            spec, self._frames_of, queue_frames=queue_frames, on_change=on_change, clock=clock, slot=slot
+            spec,
+            self._frames_of,
+            batches=FrameBatches(sample_fps, 1),
+            queue_frames=queue_frames,
+            on_change=on_change,
+            clock=clock,
+            slot=slot,
         )
         self._source = open_live(spec, self._on_gap)
         self._sample_fps = sample_fps
@@ -69,12 +78,13 @@ class LiveFeed(Feed):
             self._closed = True
         self._on_change()
 
-    def take(self) -> Frame | None:
-        frame = super().take()
-        if isinstance(frame, LiveFrame):
-            self._last = frame
+    def take(self) -> list[Frame]:
+        taken = super().take()
+        for frame in taken:
+            if isinstance(frame, LiveFrame):
+                self._last = frame
         self._tell_lost()
-        return frame
+        return taken
 
     @property
     def is_paused(self) -> bool:
@@ -96,36 +106,36 @@ class LiveFeed(Feed):
     def _frames_of(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
         return self._source.frames(self._slot.aside)
 
-    def _put(self, frame: Frame) -> None:
+    def _put(self, batch: list[Frame]) -> None:
+        (frame,) = batch
         with self._space:
             if self._stopping or self._closed:
                 return
             self._rest(frame)
-            if self._is_full(frame) and self._thinning < MAX_THINNING:
+            if self._is_full(batch) and self._thinning < MAX_THINNING:
                 self._thin()
             if not self._is_due(frame):
                 self._clock.count("thinned_frames")
                 return
-            while self._frames and self._is_full(frame):
+            while self._is_full(batch):
                 self._drop_oldest()
-            self._append(self._widened(frame))
+            self._append([self._widened(frame)])
         self._on_change()
 
     def _thin(self) -> None:
         """Halves the rate, of the frames that wait as well."""
         self._thinning *= 2
         waiting = list(self._frames)
-        self._frames.clear()
-        self._bytes = 0
+        self._clear()
         for frame in waiting:
             if self._is_due(frame):
-                self._append(self._widened(frame))
+                self._append([self._widened(frame)])
             else:
                 self._clock.count("thinned_frames")
 
     def _rest(self, coming: Frame) -> None:
         """Doubles the rate when there has been room for a while."""
-        is_calm = len(self._frames) <= CALM_SHARE * self._queue_frames and not self._is_full(coming)
+        is_calm = len(self._frames) <= CALM_SHARE * self._queue_frames and not self._is_full([coming])
         self._calm = self._calm + 1 if is_calm else 0
         has_rested = self._calm >= max(self._queue_frames, MAX_THINNING)
         if self._thinning > 1 and has_rested and self._is_due(coming):  # where no frame's time is cut short
@@ -133,8 +143,7 @@ class LiveFeed(Feed):
             self._calm = 0
 
     def _drop_oldest(self) -> None:
-        frame = self._frames.popleft()
-        self._bytes -= frame.rgb.nbytes
+        (frame,) = super().take()
         self._dropped += 1
         self._clock.count("dropped_frames")
         self._lost = (self._lost[0] if self._lost is not None else frame.start_s, frame.end_s)
@@ -145,10 +154,6 @@ class LiveFeed(Feed):
             lost, self._lost = self._lost, None
         if lost is not None:
             self._on_gap(*lost, "frames were dropped: they came faster than they could be taken in")
-
-    def _append(self, frame: Frame) -> None:
-        self._frames.append(frame)
-        self._bytes += frame.rgb.nbytes
 
     def _is_due(self, frame: Frame) -> bool:
         return self._grid_index(frame) % self._thinning == 0

@@ -16,6 +16,7 @@ from actors.priority import yield_by
 from actors.right_of_way import GiveWay, RightOfWay, name_of
 from actors.share import Share
 from streamkv.config import PipelineConfig, SourceConfig
+from streamkv.frame_batches import FrameBatches
 from streamkv.grid import OnGap
 from streamkv.live import LiveSource
 from streamkv.memory import VideoMemory
@@ -72,10 +73,17 @@ def _give_way(config: PipelineConfig) -> GiveWay:
 
 
 def _open_source(source: SourceConfig, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
-    """From one sample before a resume: the segmenter compares the first frame with it."""
-    start_s = max(0.0, spec.start_s - 1 / source.sample_fps)
+    """From one sample before a resume, which the segmenter compares the first frame with, and all of its batch."""
+    step_s = 1 / source.sample_fps
+    from_s = FrameBatches.configured(source).first_s(max(0.0, spec.start_s - step_s))
+
+    def tell(start_s: float, end_s: float, reason: str) -> None:
+        has_begun_before = from_s > 0 and start_s < from_s + step_s  # it was told then, whole
+        if not has_begun_before:
+            on_gap(start_s, end_s, reason)
+
     return sample_archive(
-        spec.uri, source.sample_fps, start_s=start_s, on_gap=on_gap, keyframes_only=source.keyframes_only
+        spec.uri, source.sample_fps, start_s=from_s, on_gap=tell, keyframes_only=source.keyframes_only
     )
 
 

@@ -33,6 +33,7 @@ from pipeline.settings import load_settings
 from pipeline.worlds import write_world
 from streamkv.config import PipelineConfig
 from streamkv.engine import Engine
+from streamkv.frame_batches import FrameBatches
 from streamkv.ingest import ingest
 from streamkv.models import load_model
 from streamkv.store import ModelIdentity, SegmentStore
@@ -69,7 +70,7 @@ def write_store(config: PipelineConfig, videos: Path, streams: int, minutes: flo
                 store,
                 world.name,
                 frames,
-                batch_frames=config.source.batch_frames,
+                batches=FrameBatches.configured(config.source),
                 codec=config.store.codec,
             )
             asked.append([Query(world.name, question.question) for question in world.questions])

@@ -27,6 +27,7 @@ from pipeline.settings import load_settings
 from pipeline.worlds import write_world
 from streamkv.config import PipelineConfig
 from streamkv.engine import Engine
+from streamkv.frame_batches import FrameBatches
 from streamkv.ingest import ingest
 from streamkv.many import ManyVideos, best_streams
 from streamkv.memory import VideoMemory
@@ -92,7 +93,7 @@ class Streams:
             self._store,
             stream_id,
             frames,
-            batch_frames=source.batch_frames,
+            batches=FrameBatches.configured(source),
             codec=self._config.store.codec,
         )
         return self._store.reader(stream_id).snapshot

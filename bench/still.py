@@ -25,6 +25,7 @@ from bench.machine import Figure, machine, report
 from pipeline.settings import load_settings
 from streamkv.config import PipelineConfig
 from streamkv.engine import Engine
+from streamkv.frame_batches import FrameBatches
 from streamkv.ingest import ingest
 from streamkv.models import load_model
 from streamkv.store import ModelIdentity, SegmentStore
@@ -92,7 +93,7 @@ def cost(engine: Engine, config: PipelineConfig, video: Path) -> Cost:
             store,
             "s",
             frames,
-            batch_frames=config.source.batch_frames,
+            batches=FrameBatches.configured(config.source),
             codec=config.store.codec,
         )
         info = store.stream("s")

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from torch import Tensor
 
 from streamkv.engine import Engine
+from streamkv.frame_batches import FrameBatches
 from streamkv.models.base import VideoLLM
 from streamkv.segmentation import segments_of
 from streamkv.store import SegmentStore, write_segment
@@ -29,10 +29,9 @@ class IngestCost:
     prefill_s: float  # with writing
 
 
-def encode(model: VideoLLM, frames: Iterable[Frame], batch_frames: int) -> Iterator[tuple[Frame, Tensor]]:
-    """Each frame with its features (N, D) on the CPU; `batch_frames` go through the tower at once."""
-    frames = iter(frames)
-    while batch := list(islice(frames, batch_frames)):
+def encode(model: VideoLLM, frames: Iterable[Frame], batches: FrameBatches) -> Iterator[tuple[Frame, Tensor]]:
+    """Each frame with its features (N, D) on the CPU; those of a batch go through the tower at once."""
+    for batch in batches.of(frames):
         features_BND = model.encode_frames([frame.rgb for frame in batch]).cpu()
         yield from zip(batch, features_BND, strict=True)
 
@@ -43,7 +42,7 @@ def ingest(
     stream_id: str,
     frames: Iterable[Frame],
     *,
-    batch_frames: int,
+    batches: FrameBatches,
     codec: str,
 ) -> IngestCost:
     """Takes a stream that the store has registered from its first frame to its last.
@@ -53,7 +52,7 @@ def ingest(
     epoch, window = store.begin_writing(stream_id), engine.open_window()
     num_frames = num_segments = 0
     begun, prefill_s = time.perf_counter(), 0.0
-    encoded = ((f, frame.start_s, frame.end_s) for frame, f in encode(engine.model, frames, batch_frames))
+    encoded = ((f, frame.start_s, frame.end_s) for frame, f in encode(engine.model, frames, batches))
     for segment in segments_of(engine.method.segment, encoded):
         closed = time.perf_counter()
         kv = engine.prefill(window, segment)

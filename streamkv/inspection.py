@@ -11,7 +11,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from PIL import Image
 
 from streamkv.config import SegmentConfig
 from streamkv.engine import Engine
+from streamkv.frame_batches import FrameBatches
 from streamkv.memory import SegmentInfo, VideoMemory
 from streamkv.models.base import VideoLLM
 from streamkv.segmentation import SIMILARITIES
@@ -237,9 +237,9 @@ class FrameWatch:
     """
 
     def __init__(
-        self, model: VideoLLM, config: SegmentConfig, shown: Sequence[SegmentView], *, batch_frames: int
+        self, model: VideoLLM, config: SegmentConfig, shown: Sequence[SegmentView], *, batches: FrameBatches
     ) -> None:
-        self._model, self._config, self._batch_frames = model, config, batch_frames
+        self._model, self._config, self._batches = model, config, batches
         self._similarity = SIMILARITIES[config.similarity]
         self._pending = list(shown)
         self._last_ND: torch.Tensor | None = None
@@ -276,7 +276,7 @@ class FrameWatch:
     @torch.inference_mode()
     def run(self, frames: Iterable[Frame], on_position: Callable[[float], None] | None = None) -> None:
         """Encodes them batch by batch; `on_position` hears the stream time that is done."""
-        for batch in _batches(frames, self._batch_frames):
+        for batch in self._batches.of(frames):
             features_BND = self._model.encode_frames([f.rgb for f in batch])
             for frame, features_ND in zip(batch, features_BND, strict=True):
                 self._take(frame, features_ND)
@@ -295,12 +295,6 @@ class FrameWatch:
 
 def _middle(segment: SegmentView) -> float:
     return (segment.start_s + segment.end_s) / 2
-
-
-def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    rest = iter(frames)
-    while batch := list(islice(rest, size)):
-        yield batch
 
 
 def _small(rgb: np.ndarray) -> np.ndarray:

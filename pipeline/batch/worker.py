@@ -23,6 +23,7 @@ from streamkv.config import PipelineConfig
 from streamkv.engine import Engine
 from streamkv.errors import QuestionError, StreamKVError
 from streamkv.excerpt import Span
+from streamkv.frame_batches import FrameBatches
 from streamkv.held import HeldVideo
 from streamkv.ingest import IngestCost, ingest
 from streamkv.memory import VideoMemory
@@ -217,7 +218,7 @@ class VideoAnswerer:
                     store,
                     STREAM,
                     frames,
-                    batch_frames=source.batch_frames,
+                    batches=FrameBatches.configured(source),
                     codec=self._config.store.codec,
                 )
             text = json.dumps(asdict(cost)).encode()

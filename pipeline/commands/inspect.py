@@ -169,10 +169,11 @@ def _noted(found: Inspection, *notes: str) -> Inspection:
 def _watch(config: PipelineConfig, info: StreamInfo, model: VideoLLM, found: Inspection) -> Inspection:
     """Adds similarity and thumbnails from the video, or the reason why they are missing."""
     from streamkv.errors import SourceError
+    from streamkv.frame_batches import FrameBatches
     from streamkv.inspection import MAX_THUMBNAILS, FrameWatch, pick_shown
 
     shown = pick_shown(found.segments, MAX_THUMBNAILS)
-    watch = FrameWatch(model, config.method.segment, shown, batch_frames=config.source.batch_frames)
+    watch = FrameWatch(model, config.method.segment, shown, batches=FrameBatches.configured(config.source))
     try:
         if why := why_unreadable(info.uri):
             return _noted(found, f"{why}: no thumbnails, no similarity")

@@ -14,10 +14,10 @@ class SourceConfig:
     sample_fps: float = 0.5
     """Frames sampled from a second of video."""
     batch_frames: int = 16
-    """Frames that the vision tower encodes at once, from however many streams."""
+    """Frames that the vision tower encodes at once: of one archive, or of however many live streams."""
     queue_frames: int = 32
-    """Decoded frames that wait for the tower, for each stream. When it is full an archive's decoding pauses, and a
-    live source is sampled less often."""
+    """Decoded frames that wait for the tower, for each stream, beside a batch that is being decoded. When it is full
+    an archive's decoding pauses, and a live source is sampled less often."""
     keyframes_only: bool = False
     """Decode keyframes and nothing else: cheap, and a moment is seen as late as its next keyframe."""
     live_timeout_s: float = 15.0

@@ -23,6 +23,7 @@ from streamkv.errors import StreamKVError
 from streamkv.evaluation.oracle import holding
 from streamkv.evaluation.scoring import SCORERS
 from streamkv.evaluation.types import EvalQuestion, EvalVideo
+from streamkv.frame_batches import FrameBatches
 from streamkv.ingest import encode
 from streamkv.memory import VideoMemory
 from streamkv.models.base import VideoLLM
@@ -97,7 +98,7 @@ def encode_video(model: VideoLLM, path: Path, sample_fps: float) -> EncodedVideo
     frames = sample_frames(str(path), sample_fps, on_gap=lambda *gap: gaps.append(str(gap)))
     features: list[Tensor] = []
     spans: list[tuple[float, float]] = []
-    for frame, features_ND in encode(model, frames, ENCODE_BATCH):
+    for frame, features_ND in encode(model, frames, FrameBatches(sample_fps, ENCODE_BATCH)):
         features.append(features_ND)
         spans.append((frame.start_s, frame.end_s))
     return EncodedVideo(torch.stack(features), tuple(spans), len(gaps))

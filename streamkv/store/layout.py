@@ -13,6 +13,7 @@ segment with other bytes from replacing the file that a row already names.
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -142,9 +143,16 @@ def checksum_of(path: str) -> str:
 
 
 def all_files(root: Path, stream_id: str | None = None) -> set[str]:
-    """Every file under the streams' folder, or one stream's, whatever its name; relative to the root."""
+    """Every file under the streams' folder, or one stream's, whatever its name; relative to the root.
+
+    A folder may be removed meanwhile.
+    """
     folder = root / STREAMS if stream_id is None else stream_folder(root, stream_id)
-    return {path.relative_to(root).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    return {
+        (Path(parent) / name).relative_to(root).as_posix()
+        for parent, _, names in os.walk(folder)
+        for name in names
+    }
 
 
 def vectors_files(root: Path, stream_id: str | None = None) -> dict[str, str]:

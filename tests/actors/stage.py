@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from actors.workers import HearOpen
 from bench import fakes
 from bench.fakes import GEOMETRY, IDENTITY, SEGMENTS, CountingEngine, MeanEncoder
 from streamkv.config import PipelineConfig, SourceConfig, StoreConfig
+from streamkv.frame_batches import FrameBatches
 from streamkv.grid import OnGap
 from streamkv.segmentation import Segmenter
 from streamkv.store import ModelIdentity, SegmentPlace, SegmentStore
@@ -36,7 +38,7 @@ __all__ = ["GEOMETRY", "IDENTITY", "SEGMENTS", "CountingEngine", "MeanEncoder", 
 
 CRASH = "a crash (Segmentation fault)"
 TRACE = "Fatal Python error: Segmentation fault\n\nCurrent thread 0x{:016x} (most recent call first):\n"
-SOURCE = SourceConfig(sample_fps=1.0, batch_frames=4, queue_frames=6)
+SOURCE = SourceConfig(sample_fps=1.0, batch_frames=4, queue_frames=8)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
@@ -54,14 +56,16 @@ def tape_length(uri: str) -> int:
 class Footage:
     """Streams of one frame a second, without files."""
 
-    def __init__(self, *, pace_s: float = 0.0) -> None:
+    def __init__(self, *, pace_s: float = 0.0, source: SourceConfig = SOURCE) -> None:
         self.pace_s = pace_s
+        self.source = source
         self.decoded: dict[str, list[float]] = {}
 
     def open(self, spec: StreamSpec, on_gap: OnGap) -> Iterator[Frame]:
         count = tape_length(spec.uri)
         seen = self.decoded.setdefault(spec.stream_id, [])
-        for k in range(max(0, round(spec.start_s) - 1), count):
+        from_s = FrameBatches.configured(self.source).first_s(max(0.0, spec.start_s - 1))
+        for k in range(math.ceil(from_s), count):
             time.sleep(self.pace_s)
             seen.append(float(k))
             yield Frame(np.full((2, 2, 3), k % 250, np.uint8), float(k), float(k + 1))

@@ -23,6 +23,9 @@ from actors.share import Share
 from actors.views import GapView
 from streamkv.types import Segment
 
+THREES = replace(SOURCE, batch_frames=3)
+"""Batches that end elsewhere than segments, of four."""
+
 
 class Ledger:
     """A sink that keeps what it gets; acknowledges at once, or when told to."""
@@ -103,13 +106,48 @@ def test_every_frame_of_every_stream_leaves_once_and_in_order(actor: DecodeEncod
     assert {"decode_s", "encode_s", "segment_s", "ship_s", "shipped_bytes"} <= set(totals)
 
 
-def test_frames_of_different_streams_are_encoded_together(actor: DecodeEncode, encoder: MeanEncoder) -> None:
+def test_archives_have_batches_of_their_own(actor: DecodeEncode, encoder: MeanEncoder) -> None:
     sink = Ledger()
     for stream_id in "abcd":
-        actor.add_stream(StreamSpec(stream_id, "20", epoch=1), sink)
+        actor.add_stream(StreamSpec(stream_id, "22", epoch=1), sink)
     wait_until(lambda: all(state(actor, s) == "done" for s in "abcd"))
-    assert max(encoder.batches) == SOURCE.batch_frames
-    assert len(encoder.batches) < 40, "80 frames in batches of up to 4, not one by one"
+    assert sorted(encoder.batches) == [2] * 4 + [4] * 20, "five whole ones each, and what is left"
+
+
+class Touchy(MeanEncoder):
+    """A frame's features depend on how many are encoded with it and on what they show, as last bits may."""
+
+    def encode_frames(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
+        shown = sum(int(frame[0, 0, 0]) for frame in frames)
+        return super().encode_frames(frames) + len(frames) / 8 + shown / 4096
+
+
+@pytest.mark.parametrize("start_s", range(0, 24, 4))
+def test_what_an_archive_becomes_depends_on_it_alone(start_s: int) -> None:
+    """Whoever else is there, and wherever it resumes: after a whole number of segments, which batches are not."""
+
+    def features(actor: DecodeEncode, stream_id: str, start_s: int = 0) -> list[tuple[int, bytes]]:
+        sink = Ledger()
+        spec = StreamSpec(stream_id, "24", 1, float(start_s), next_segment_no=start_s // 4)
+        actor.add_stream(spec, sink)
+        wait_until(lambda: state(actor, stream_id) == "done")
+        return [(m.segment_no, m.features.tobytes()) for m in sink.messages]
+
+    alone, busy = (
+        DecodeEncode(partial(decode_parts, Footage(source=THREES), Touchy()), THREES, in_flight=2)
+        for _ in range(2)
+    )
+    alone.start()
+    busy.start()
+    try:
+        for i in range(3):
+            busy.add_stream(StreamSpec(f"other{i}", "200", epoch=1), Ledger())
+        whole = features(alone, "whole")
+        assert len(whole) == 6
+        assert features(busy, "part", start_s) == whole[start_s // 4 :]
+    finally:
+        alone.shutdown()
+        busy.shutdown()
 
 
 def test_a_stream_whose_segments_are_not_durable_stops_decoding(
@@ -200,15 +238,19 @@ def test_what_is_sent_again_for_its_windows_sake_is_not_news(actor: DecodeEncode
     assert [m.segment_no for m in actor.latest("cam")] == [2, 3]
 
 
-def test_an_open_segment_is_read_before_it_closes(actor: DecodeEncode, footage: Footage) -> None:
-    footage.pace_s = 0.05
-    sink = Ledger()
-    actor.add_stream(StreamSpec("cam", "4", epoch=1), sink)
-    wait_until(lambda: actor.status().feeds["cam"].frames >= 2)
-    (open_segment,) = actor.latest("cam")
-    assert open_segment.segment_no == 0
-    assert len(open_segment.spans_s) in (2, 3)
-    assert sink.messages == []
+def test_an_open_segment_is_read_before_it_closes(encoder: MeanEncoder) -> None:
+    footage, sink = Footage(pace_s=0.05, source=THREES), Ledger()
+    actor = DecodeEncode(partial(decode_parts, footage, encoder), THREES, in_flight=2)
+    actor.start()
+    try:
+        actor.add_stream(StreamSpec("cam", "4", epoch=1), sink)
+        wait_until(lambda: actor.status().feeds["cam"].frames == 3)
+        (open_segment,) = actor.latest("cam")
+        assert open_segment.segment_no == 0
+        assert len(open_segment.spans_s) == 3
+        assert sink.messages == []
+    finally:
+        actor.shutdown()
 
 
 def test_a_resume_begins_at_its_frame_and_knows_the_one_before(actor: DecodeEncode) -> None:
@@ -313,15 +355,14 @@ def test_what_a_question_asks_for_is_told_while_the_batch_waits_for_it(
 ) -> None:
     monkeypatch.setattr(right_of_way, "MOST_S", 300)
     answers, ingest = (RightOfWay("cpu", tmp_path) for _ in range(2))
-    parts = replace(decode_parts(Footage(pace_s=0.05), MeanEncoder()), give_way=GiveWay(ingest, Share(0.5)))
-    decoder = DecodeEncode(lambda: parts, SOURCE, in_flight=2)
+    footage = Footage(pace_s=0.05, source=THREES)
+    parts = replace(decode_parts(footage, MeanEncoder()), give_way=GiveWay(ingest, Share(0.5)))
+    decoder = DecodeEncode(lambda: parts, THREES, in_flight=2)
     decoder.start()
     decoder.add_stream(StreamSpec("s", "2000", epoch=1), Ledger())
     wait_until(lambda: bool(decoder.latest("s")))
     answers.take()
-    wait_until(
-        lambda: decoder.status().feeds["s"].queued == SOURCE.queue_frames
-    )  # the loop takes no more of them
+    wait_until(lambda: decoder.status().feeds["s"].queued == 6)  # the loop takes no more of them
     (shown,) = decoder.latest("s")
     assert decoder.latest("s")[0].spans_s == shown.spans_s
     answers.give_back()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,13 +15,21 @@ import actors.feed as feed_module
 from actors.feed import MAX_QUEUE_BYTES, Feed, Turns
 from actors.messages import StreamSpec
 from actors.timing import StageClock
+from streamkv.frame_batches import FrameBatches
 from streamkv.grid import OnGap
 from streamkv.types import Frame
 
 
-def feed_of(length: int, footage: Footage, queue_frames: int = 4) -> Feed:
+def feed_of(length: int, footage: Footage, queue_frames: int = 4, size: int = 1) -> Feed:
     spec = StreamSpec("s", str(length), epoch=1)
-    return Feed(spec, footage.open, queue_frames=queue_frames, on_change=lambda: None, clock=StageClock())
+    return Feed(
+        spec,
+        footage.open,
+        batches=FrameBatches(1.0, size),
+        queue_frames=queue_frames,
+        on_change=lambda: None,
+        clock=StageClock(),
+    )
 
 
 class Crowd:
@@ -45,6 +54,7 @@ class Crowd:
             Feed(
                 StreamSpec(f"s{i}", str(length), epoch=1),
                 self.open,
+                batches=FrameBatches(1.0, 3),
                 queue_frames=length,
                 on_change=lambda: None,
                 clock=StageClock(),
@@ -62,9 +72,7 @@ def test_a_full_queue_stops_the_source_until_there_is_room() -> None:
     assert len(footage.decoded["s"]) <= 5
     taken = []
     while not feed.is_exhausted:
-        frame = feed.take()
-        if frame is not None:
-            taken.append(frame.start_s)
+        taken += [frame.start_s for frame in feed.take()]
     assert taken == [float(k) for k in range(50)]
     assert [gap.reason for gap in feed.take_gaps()] == ["the tape ends"]
 
@@ -76,11 +84,17 @@ def test_large_frames_fill_the_queue_sooner() -> None:
         for k in range(20):
             yield Frame(np.zeros((size // 1000, 1000, 3), np.uint8), float(k), float(k + 1))
 
-    clock = StageClock()
-    feed = Feed(StreamSpec("s", "", epoch=1), large, queue_frames=10, on_change=lambda: None, clock=clock)
+    feed = Feed(
+        StreamSpec("s", "", epoch=1),
+        large,
+        batches=FrameBatches(1.0, 1),
+        queue_frames=10,
+        on_change=lambda: None,
+        clock=StageClock(),
+    )
     feed.start()
     wait_until(lambda: feed.num_queued == 2)
-    assert feed.take() is not None
+    assert feed.take()
     wait_until(lambda: feed.num_queued == 2)
     feed.stop()
 
@@ -92,7 +106,7 @@ def test_a_feed_that_is_stopped_is_not_at_its_end() -> None:
     wait_until(lambda: feed.num_queued > 1)
     feed.stop()
     wait_until(lambda: not feed._thread.is_alive())
-    assert feed.take() is None
+    assert not feed.take()
     assert not feed.is_exhausted
 
 
@@ -113,6 +127,44 @@ def test_only_so_many_decode_at_a_time() -> None:
     assert crowd.most == 2
 
 
+def test_a_batch_is_read_in_one_turn() -> None:
+    """Else all feeds would have half a batch before one has a whole one, and the tower would wait."""
+
+    class Counted(Turns):
+        count = 0
+
+        @contextmanager
+        def one(self) -> Iterator[None]:
+            self.count += 1
+            with super().one():
+                yield
+
+    turns = Counted(1)
+    feeds = Crowd().feeds(4, 6, turns)
+    for feed in feeds:
+        feed.start()
+    wait_until(lambda: not any(feed._thread.is_alive() for feed in feeds))
+    assert turns.count == 4 * 3, "two batches, and the end"
+
+
+def test_batches_are_taken_whole_and_the_last_one_is_what_is_left() -> None:
+    feed, taken = feed_of(10, Footage(), queue_frames=4, size=4), []
+    feed.start()
+    while not feed.is_exhausted:
+        if batch := feed.take():
+            taken.append([frame.start_s for frame in batch])
+        assert feed.num_queued <= 4
+    assert taken == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_a_batch_that_is_larger_than_the_queue_passes_all_the_same() -> None:
+    feed = feed_of(10, Footage(), queue_frames=2, size=8)
+    feed.start()
+    wait_until(lambda: feed.num_queued == 8)
+    assert len(feed.take()) == 8
+    wait_until(lambda: feed.num_queued == 2)
+
+
 def test_a_source_that_hangs_does_not_keep_the_others_from_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_module, "PATIENCE_S", 0.01)
     hangs_now, goes_on = threading.Event(), threading.Event()
@@ -126,6 +178,7 @@ def test_a_source_that_hangs_does_not_keep_the_others_from_decoding(monkeypatch:
     hangs = Feed(
         StreamSpec("h", "", epoch=1),
         hanging,
+        batches=FrameBatches(1.0, 1),
         queue_frames=4,
         on_change=lambda: None,
         clock=StageClock(),

@@ -98,8 +98,8 @@ def feed_of(uri: str, clock: StageClock, fps: float = 2.0, queue_frames: int = 4
 
 def take_all(feed: LiveFeed) -> list[Frame]:
     frames = []
-    while (frame := feed.take()) is not None:
-        frames.append(frame)
+    while batch := feed.take():
+        frames += batch
     return frames
 
 

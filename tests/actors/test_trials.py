@@ -86,6 +86,7 @@ def test_a_stream_that_ends_its_worker_each_time_does_not_take_slow_neighbours_w
     stage: Stage, monkeypatch: pytest.MonkeyPatch, deadly: type[DeadlySource]
 ) -> None:
     """The neighbours commit nothing while it is tried: they are cameras whose segments take longer than that."""
+    monkeypatch.setattr("actors.feed.PATIENCE_S", 0.01)  # they keep their turns meanwhile
     monkeypatch.setattr("actors.placement.BACKOFF_S", 0.02)
     monkeypatch.setattr("actors.placement.PROBATION_S", 0.3)
     monkeypatch.setattr("actors.placement.TRIAL_S", 0.3)

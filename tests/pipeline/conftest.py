@@ -32,11 +32,8 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[LiveServer]:
-    """Up for the whole session.
-
-    It encodes one frame at a time: in a batch, the last bits of a frame's features depend on how many there are.
-    """
-    live = LiveServer(tmp_path_factory.mktemp("home"), tiny_checkpoint, *SETTINGS, "source.batch_frames=1")
+    """Up for the whole session."""
+    live = LiveServer(tmp_path_factory.mktemp("home"), tiny_checkpoint, *SETTINGS)
     try:
         live.up()
         yield live

@@ -15,6 +15,7 @@ from segment_contents import segment_contents
 
 from streamkv.config import load_config
 from streamkv.engine import Engine
+from streamkv.frame_batches import FrameBatches
 from streamkv.ingest import ingest
 from streamkv.models import load_model
 from streamkv.sources import sample_archive
@@ -39,7 +40,7 @@ SIMILARITIES["trying"] = trying
 """
 SETTINGS = (
     "source.sample_fps=1",
-    "source.batch_frames=1",  # in a batch, the last bits of a frame's features depend on how many there are
+    "source.batch_frames=3",  # so that batches and segments end at different frames
     "method.segment.policy=semantic",
     "method.segment.theta=-2",
     "method.segment.max_seconds=4",
@@ -81,7 +82,7 @@ def left_alone(folder: Path, tiny_checkpoint: Path, film: Path) -> SegmentStore:
         store,
         "a",
         sample_archive(str(film), config.source.sample_fps),
-        batch_frames=config.source.batch_frames,
+        batches=FrameBatches.configured(config.source),
         codec=config.store.codec,
     )
     return store

@@ -12,6 +12,7 @@ from clips import steady, write_clip
 from streamkv.config import MethodConfig, SegmentConfig
 from streamkv.engine import Engine
 from streamkv.errors import SourceError
+from streamkv.frame_batches import FrameBatches
 from streamkv.ingest import ingest
 from streamkv.memory import InMemoryVideo
 from streamkv.models import VideoLLM
@@ -50,7 +51,7 @@ def test_the_memory_is_that_of_one_frame_at_a_time(
     with SegmentStore.open(tmp_path / "store", identity=identity(tiny_model)) as store:
         store.add_stream("a", str(video))
         frames = sample_frames(str(video), FPS)
-        cost = ingest(engine, store, "a", frames, batch_frames=batch_frames, codec="raw")
+        cost = ingest(engine, store, "a", frames, batches=FrameBatches(FPS, batch_frames), codec="raw")
         memory = store.reader("a").refresh()
     assert (cost.frames, cost.segments) == (10, 3)
     assert cost.decode_encode_s > 0
@@ -81,5 +82,5 @@ def test_an_error_of_the_source_leaves_what_was_committed(tmp_path: Path, tiny_m
     with SegmentStore.open(tmp_path / "store", identity=identity(tiny_model)) as store:
         store.add_stream("a", str(video))
         with pytest.raises(SourceError, match="the disk is gone"):
-            ingest(engine, store, "a", breaking_off(), batch_frames=2, codec="raw")
+            ingest(engine, store, "a", breaking_off(), batches=FrameBatches(FPS, 2), codec="raw")
         assert [s.num_frames for s in store.reader("a").refresh().segments] == [4]

@@ -11,6 +11,7 @@ from tiny import random_frames, random_segment_kv
 
 from streamkv.config import MethodConfig, SegmentConfig, load_config
 from streamkv.engine import Engine
+from streamkv.frame_batches import FrameBatches
 from streamkv.inspection import (
     THUMBNAIL_PIXELS,
     FrameTrack,
@@ -126,7 +127,7 @@ def test_similarities_are_those_that_the_segmenter_saw(tiny_model: VideoLLM, bat
     frames = frames_of(9)
     engine = Engine(tiny_model, method())
     seen = [s for kv in ingest(engine, frames) for s in kv.similarities]
-    watch = FrameWatch(tiny_model, engine.method.segment, (), batch_frames=batch_frames)
+    watch = FrameWatch(tiny_model, engine.method.segment, (), batches=FrameBatches(0.5, batch_frames))
     positions: list[float] = []
     watch.run(iter(frames), positions.append)
     assert watch.track is not None
@@ -137,7 +138,9 @@ def test_similarities_are_those_that_the_segmenter_saw(tiny_model: VideoLLM, bat
 
 def test_only_a_policy_that_looks_has_a_threshold(tiny_model: VideoLLM) -> None:
     for policy, theta in (("semantic", 0.9), ("uniform", None)):
-        watch = FrameWatch(tiny_model, SegmentConfig(policy=policy, theta=0.9), (), batch_frames=4)
+        watch = FrameWatch(
+            tiny_model, SegmentConfig(policy=policy, theta=0.9), (), batches=FrameBatches(0.5, 4)
+        )
         assert watch.track is None
         watch.run(frames_of(2))
         assert watch.track is not None
@@ -148,7 +151,7 @@ def test_a_thumbnail_is_the_picture_in_the_middle_or_none(tiny_model: VideoLLM) 
     """Segment 1 lies in footage that is missing: the first picture after it is not its own."""
     segments = [view(0, 0.0, 6.0), view(1, 6.0, 10.0), view(2, 10.0, 20.0)]
     frames = frames_of(10, skip_s=(6.0, 10.0))
-    watch = FrameWatch(tiny_model, SegmentConfig(), segments, batch_frames=4)
+    watch = FrameWatch(tiny_model, SegmentConfig(), segments, batches=FrameBatches(0.5, 4))
     watch.run(frames)
     assert [(t.segment_no, t.time_s) for t in watch.thumbnails] == [(0, 2.0), (2, 14.0)]
     assert watch.thumbnails[0].rgb.shape == (150, THUMBNAIL_PIXELS, 3)

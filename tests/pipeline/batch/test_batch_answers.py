@@ -12,6 +12,7 @@ from tiny import write_tiny_checkpoint
 from pipeline.batch.worker import MAX_TRIES, PARTIAL, Answered, Asked, VideoAnswerer, VideoQuestions
 from streamkv.config import ModelConfig, PipelineConfig, SourceConfig, StoreConfig
 from streamkv.engine import Engine
+from streamkv.frame_batches import FrameBatches
 from streamkv.ingest import ingest
 from streamkv.models import load_model
 from streamkv.store import ModelIdentity, SegmentStore
@@ -130,7 +131,7 @@ def test_a_stream_of_a_store_is_answered_as_its_engine_does(
         for stream_id in ("lobby", "empty"):
             store.add_stream(stream_id, str(video))
         frames = sample_frames(str(video), 2.0)
-        ingest(engine, store, "lobby", frames, batch_frames=4, codec="raw")
+        ingest(engine, store, "lobby", frames, batches=FrameBatches(2.0, 4), codec="raw")
         memory = store.reader("lobby").refresh()
     worker = VideoAnswerer(replace(config, store=StoreConfig(root=str(tmp_path / "store"))), chunk=2)
     asked = replace(about(video), path="", memory="")

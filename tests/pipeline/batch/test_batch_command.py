@@ -27,6 +27,7 @@ from pipeline.worlds import WrittenWorld, write_world
 from streamkv.confidence import NOT_SHOWN
 from streamkv.engine import Engine
 from streamkv.excerpt import Span
+from streamkv.frame_batches import FrameBatches
 from streamkv.ingest import ingest
 from streamkv.models import load_model
 from streamkv.store import ModelIdentity, SegmentStore
@@ -242,7 +243,14 @@ def test_streams_of_a_store_are_answered_as_the_engine_does_and_bad_rows_keep_th
         for stream_id in ("lobby", "empty"):
             store.add_stream(stream_id, str(world.video))
         frames = sample_frames(str(world.video), config.source.sample_fps)
-        ingest(engine, store, "lobby", frames, batch_frames=16, codec=config.store.codec)
+        ingest(
+            engine,
+            store,
+            "lobby",
+            frames,
+            batches=FrameBatches.configured(config.source),
+            codec=config.store.codec,
+        )
         memory = store.reader("lobby").refresh()
         least = config.serve.min_confidence
         expected = [engine.answer(memory, q.question, min_confidence=least) for q in world.questions]

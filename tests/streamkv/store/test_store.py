@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,7 +29,7 @@ from streamkv.errors import (
     StreamIdError,
     UnknownStreamError,
 )
-from streamkv.store import Gap, SegmentFile, SegmentStore, write_segment
+from streamkv.store import Gap, SegmentFile, SegmentStore, layout, write_segment
 from streamkv.store.deletion import Deletion
 
 pytestmark = on_both
@@ -287,6 +288,23 @@ def test_what_is_not_an_orphan_stays(store: SegmentStore) -> None:
 
 
 # ---------------------------------------------------------------- verify
+
+
+def test_verify_does_not_mind_a_folder_that_goes_while_it_looks(
+    store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(store, 1)
+    scandir, gone = os.scandir, layout.stream_folder(store.root, "gone")
+    gone.mkdir()
+
+    def late(path: Any) -> Any:
+        if Path(path) == gone:
+            gone.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert store.verify() == []
+    assert not gone.exists()
 
 
 def test_verify_names_missing_altered_swapped_and_extra_files(store: SegmentStore) -> None:
