@@ -12,6 +12,7 @@ source waits. A live source does not: `actors.live_feed` says what goes then.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import uuid
@@ -49,6 +50,8 @@ LINGER_S = 0.05
 IDLE_S = 0.5
 LATEST_S = 2.0
 """Somebody waits for an answer meanwhile."""
+PREPARED_S = 90.0
+"""How long a source is read for a stream that then does not come."""
 PROBE_STEP_S = 10.0
 """To connect, to learn what it is, to see a picture: each may take this long while somebody waits for the answer."""
 
@@ -119,6 +122,18 @@ class _Session:
         return self.is_draining and has_left and not self.closed and self.in_flight == 0
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A source that is read already, for a session that comes here."""
+
+    feed: LiveFeed
+    until: float  # time.monotonic()
+
+    @property
+    def has_shown(self) -> bool:
+        return self.feed.num_queued > 0
+
+
 class DecodeEncode:
     """See the module. Life: constructor, `start`, `check_health`, `shutdown`."""
 
@@ -141,12 +156,13 @@ class DecodeEncode:
         self._at = self._hand.slot()  # of the loop
         self._turns = Turns()  # of archives: a camera's feed mostly waits
         self._sessions: dict[str, _Session] = {}
+        self._prepared: dict[str, _Prepared] = {}
         self._had = 0.0  # of the stream whose turn it was last
         self._acks: SimpleQueue[tuple[_Session, int | None, Future[Any]]] = SimpleQueue()
         self._asked: SimpleQueue[tuple[str, Future[list[SegmentMessage]]]] = SimpleQueue()
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._lock = threading.Lock()  # guards the dict of sessions, not what is in them
+        self._lock = threading.Lock()  # guards the dicts, not what is in them
         self._thread = threading.Thread(target=self._run, name="encode", daemon=True)
 
     # ---- called by the supervisor
@@ -167,6 +183,7 @@ class DecodeEncode:
         self._wake.set()
         for session in self._now():
             session.feed.stop()
+        self._end_prepared(before=math.inf)
         if self._thread.is_alive():
             self._thread.join(timeout=10)
         self._hand.remove()
@@ -177,12 +194,46 @@ class DecodeEncode:
 
     def add_stream(self, spec: StreamSpec, sink: SegmentSink) -> None:
         """Starts a session; an earlier one of the same stream ends."""
-        feed = self._feed(spec, self._started())
+        parts = self._started()
+        if (feed := self._take_prepared(spec)) is None:
+            feed = self._feed(spec, parts)
+            feed.start()
         session = _Session(spec, feed, sink, position_s=spec.start_s, is_watched=spec.is_watched)
         self.remove_stream(spec.stream_id)
         with self._lock:
             self._sessions[spec.stream_id] = session
+        self._wake.set()
+
+    def prepare_stream(self, spec: StreamSpec) -> None:
+        """Begins to read a live stream that is about to come here; `WorkerStatus.prepared` says when it has shown."""
+        feed = self._feed(spec, self._started())
+        assert isinstance(feed, LiveFeed), "an archive can be read again"
+        with self._lock:
+            earlier = self._prepared.get(spec.stream_id)
+            self._prepared[spec.stream_id] = _Prepared(feed, time.monotonic() + PREPARED_S)
+        if earlier is not None:
+            earlier.feed.stop()
         feed.start()
+
+    def _take_prepared(self, spec: StreamSpec) -> Feed | None:
+        """One that has shown nothing is let go: the camera may take one client at a time."""
+        with self._lock:
+            prepared = self._prepared.pop(spec.stream_id, None)
+        if prepared is None:
+            return None
+        if not prepared.has_shown:
+            prepared.feed.stop()
+            return None
+        prepared.feed.spec = spec
+        return prepared.feed
+
+    def _end_prepared(self, before: float) -> None:
+        """Lets those go that were to come by then."""
+        with self._lock:
+            late = [name for name, prepared in self._prepared.items() if prepared.until < before]
+            feeds = [self._prepared.pop(name).feed for name in late]
+        for feed in feeds:
+            feed.stop()
 
     def _started(self) -> DecodeParts:
         if self._parts is None:
@@ -248,11 +299,14 @@ class DecodeEncode:
         return answer.result(timeout=LATEST_S)
 
     def status(self) -> WorkerStatus:
+        with self._lock:
+            prepared = frozenset(name for name, source in self._prepared.items() if source.has_shown)
         return WorkerStatus(
             incarnation=self.incarnation,
             started=self._parts is not None,
             totals=self.clock.totals(),
             feeds={s.spec.stream_id: _status(s) for s in self._now()},
+            prepared=prepared,
             failure=self._failure,
             in_hand=self._hand.place,
         )
@@ -265,6 +319,7 @@ class DecodeEncode:
                 self._wake.clear()  # first, so that what happens meanwhile is not slept through
                 self._settle()
                 self._tell_latest()
+                self._end_prepared(before=time.monotonic())
                 batch = self._next_batch()
                 if batch:
                     self._encode(batch)

@@ -49,6 +49,9 @@ class DecodeHandle:
     def add_stream(self, spec: StreamSpec, sink: RaySink) -> None:
         wait_for(self.actor.add_stream.remote(spec, sink), CALL_S)
 
+    def prepare_stream(self, spec: StreamSpec) -> None:
+        wait_for(_control(self.actor.prepare_stream).remote(spec), CONTROL_S)
+
     def set_watched(self, stream_id: str, is_watched: bool) -> None:
         wait_for(_control(self.actor.set_watched).remote(stream_id, is_watched), CONTROL_S)
 

@@ -18,7 +18,7 @@ from actors.feed import Feed
 from actors.in_hand import Slot
 from actors.messages import StreamSpec
 from actors.timing import StageClock
-from actors.views import LiveView
+from actors.views import GapView, LiveView
 from streamkv.frame_batches import FrameBatches
 from streamkv.grid import OnGap
 from streamkv.live import LiveFrame, LiveSource
@@ -35,7 +35,11 @@ OpenLive = Callable[[StreamSpec, OnGap], LiveSource]
 
 
 class LiveFeed(Feed):
-    """Decodes as the source sends. One thread decodes; one other takes."""
+    """Decodes as the source sends. One thread decodes; one other takes.
+
+    It may have begun to read before it is somebody's turn to take: from `spec.start_s` on it is, and what was
+    shown before then is not given out. `spec` may be set until the first frame is taken.
+    """
 
     shares_batches = True
 
@@ -79,12 +83,18 @@ class LiveFeed(Feed):
         self._on_change()
 
     def take(self) -> list[Frame]:
-        taken = super().take()
+        from_s = self.spec.start_s
+        while (taken := super().take()) and taken[0].end_s <= from_s:
+            pass
         for frame in taken:
             if isinstance(frame, LiveFrame):
                 self._last = frame
         self._tell_lost()
-        return taken
+        return [replace(frame, start_s=max(frame.start_s, from_s)) for frame in taken]
+
+    def take_gaps(self) -> list[GapView]:
+        from_s, gaps = self.spec.start_s, super().take_gaps()
+        return [replace(gap, start_s=max(gap.start_s, from_s)) for gap in gaps if gap.end_s > from_s]
 
     @property
     def is_paused(self) -> bool:

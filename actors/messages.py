@@ -154,6 +154,7 @@ class WorkerStatus:
     started: bool
     totals: dict[str, float]
     feeds: dict[str, FeedStatus] = field(default_factory=dict)
+    prepared: frozenset[str] = frozenset()  # streams that come here, and whose sources have shown a picture
     windows: dict[str, int] = field(default_factory=dict)  # stream to epoch
     failure: str = ""  # why it can do no more work; it is to be replaced
     in_hand: Place | None = None  # where to read what it had in hand, should it end

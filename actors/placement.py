@@ -42,6 +42,7 @@ class Charge:
     prefilling: Prefilling | None = None
     to_decoding: Decoding | None = None  # where it moves to; None: it stays
     to_prefilling: Prefilling | None = None
+    preparing_since: float = 0.0  # time.monotonic(); 0: where it moves to nobody reads it yet
     draining_since: float = 0.0  # time.monotonic(); 0: its session is not told to stop
     is_busy: bool = False  # a call about it is under way; only the supervisor's own thread makes it so
     waits: str = ""  # why there is no place for it; empty: there is, or it was not looked for
@@ -97,6 +98,22 @@ class Charge:
             from_s, lasts_s = self.tried_from, LIVE_TRIAL_S if self.is_live else TRIAL_S
         has_begun = self.epoch > 0 and time.monotonic() - from_s < lasts_s
         return self.is_suspect and (has_begun or (self.is_busy and self.epoch == 0))
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is a live stream that is not away."""
+        live = self.feed.live if self.feed is not None else None
+        return live is not None and not live.outage
+
+    @property
+    def is_under_way(self) -> bool:
+        return self.preparing_since > 0 or self.draining_since > 0
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it is read already where it will be."""
+        there = self.to_decoding or self.decoding
+        return there is not None and there.status is not None and self.stream_id in there.status.prepared
 
     @property
     def is_moving(self) -> bool:
@@ -158,6 +175,10 @@ class Charge:
         else:
             self.to_prefilling = None if spot is self.prefilling else spot
 
+    def stay(self) -> None:
+        """Notes that it is not on its way."""
+        self.preparing_since = self.draining_since = 0.0
+
     def arrive(self) -> None:
         """Notes that its next session begins where it moves to."""
         self.decoding, self.to_decoding = self.to_decoding or self.decoding, None
@@ -166,7 +187,8 @@ class Charge:
     def hand_over(self) -> None:
         """Notes that its session has ended in good order, and the next one is due at once."""
         self.arrive()
-        self.epoch, self.feed, self.draining_since, self.not_before = 0, None, 0.0, 0.0
+        self.epoch, self.feed, self.not_before = 0, None, 0.0
+        self.stay()
 
     def is_taken(self, catalog_epoch: int) -> bool:
         """Whether another supervisor has taken the stream over since."""
@@ -174,7 +196,8 @@ class Charge:
 
     def lose(self, *, is_blamed: bool = True) -> None:
         """Notes that the session, or the attempt at one, is over."""
-        self.epoch, self.draining_since = 0, 0.0
+        self.epoch = 0
+        self.stay()
         self.lost_at = time.monotonic()
         self.restarts += 1
         self.strikes += is_blamed
@@ -182,7 +205,8 @@ class Charge:
 
     def pause(self, why: str) -> None:
         """Notes that the session, if there was one, is over until there is room."""
-        self.epoch, self.feed, self.paused, self.draining_since = 0, None, why, 0.0
+        self.epoch, self.feed, self.paused = 0, None, why
+        self.stay()
         self.not_before = time.monotonic() + min(MAX_PAUSE_S, PAUSE_S * 2 ** min(self.pauses, 9))
         self.pauses += 1
 

@@ -58,6 +58,10 @@ class Sessions:
         """Opens a session on these workers, from the stream's last commit on."""
         self._do(charge, lambda: self._begin(charge, decoding, prefilling))
 
+    def prepare(self, charge: Charge) -> None:
+        """Has the decoder where a live stream will be begin to read it, so that nothing is missed while it moves."""
+        self._do(charge, lambda: self._prepare(charge))
+
     def drain(self, charge: Charge) -> None:
         """Has the stream's decoder stop it in good order, and say so."""
         self._do(charge, lambda: self._drain(charge))
@@ -188,6 +192,20 @@ class Sessions:
     def _drain(self, charge: Charge) -> None:
         assert charge.decoding is not None
         charge.decoding.worker.drain_stream(charge.stream_id)
+
+    def _prepare(self, charge: Charge) -> None:
+        there = charge.to_decoding or charge.decoding
+        assert there is not None
+        info = self._opened.record(charge.stream_id)
+        spec = StreamSpec(
+            info.stream_id,
+            info.uri,
+            charge.epoch,
+            start_s=info.resume_s,
+            is_live=True,
+            origin_s=info.created_at,
+        )
+        there.worker.prepare_stream(spec)
 
     def _hand_over(self, charge: Charge, goes_on: bool) -> None:
         self.close(charge, keeps_window=charge.to_prefilling is None)

@@ -44,7 +44,9 @@ from streamkv.store.layout import check_stream_id
 BUSY_S, IDLE_S = 0.2, 1.0
 """Time between two looks at the workers, while streams are ingested and while none is."""
 MOVES_AT_ONCE = 8
-"""Streams that are between two workers at a time: a live one misses what is shown meanwhile."""
+"""Streams that are between two workers at a time: a live one is read by both meanwhile, or by none."""
+PREPARE_S = 5.0
+"""How long a live stream waits for its first picture where it moves to: a camera may take one client at a time."""
 DRAIN_S = 60.0
 """A session that has not come to its end by then is ended where it is."""
 
@@ -276,7 +278,7 @@ class Supervisor:
         self._hear()
         charges = self._all()
         self._probation = on_probation(charges)
-        self._under_way = sum(charge.draining_since > 0 for charge in charges)
+        self._under_way = sum(charge.is_under_way for charge in charges)
         self._staff.resize(charges)
         self._staff.give_places(charges)
         self._trials = on_trial(charges)
@@ -403,16 +405,29 @@ class Supervisor:
         return next((stream_id for stream_id in tried if stream_id not in ("", charge.stream_id)), "")
 
     def _move_on(self, charge: Charge) -> None:
-        """A stream that is to be elsewhere, or makes way, stops where it is, unless too many are on their way."""
+        """A stream that is to be elsewhere, or makes way, stops where it is, unless too many are on their way.
+
+        A camera is read there first, if it lets two read it.
+        """
         now = time.monotonic()
         if charge.draining_since:
             if now - charge.draining_since > DRAIN_S:
                 log.warning("stream %s: moves before all that it sent is committed", charge.stream_id)
                 self._hand_over(charge)
+        elif charge.preparing_since:
+            if not charge.is_moving:
+                charge.stay()
+            elif charge.is_prepared or now - charge.preparing_since > PREPARE_S:
+                charge.draining_since = now
+                self._sessions.drain(charge)
         elif (charge.is_moving or self._gives_way_to(charge)) and self._under_way < MOVES_AT_ONCE:
             self._under_way += 1
-            charge.draining_since = now
-            self._sessions.drain(charge)
+            if charge.is_shown and charge.is_moving and not charge.is_suspect:
+                charge.preparing_since = now
+                self._sessions.prepare(charge)
+            else:
+                charge.draining_since = now
+                self._sessions.drain(charge)
 
     # ---- inside
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 from shutil import which
 
@@ -103,14 +104,14 @@ Script = Callable[[socket.socket, int], None]
 
 
 @contextmanager
-def camera(script: Script) -> Iterator[int]:
-    """A camera on a TCP port, which is yielded; one client after the other."""
+def camera(script: Script, *, at_once: int = 1) -> Iterator[int]:
+    """A camera on a TCP port, which is yielded; so many clients at a time."""
     stopping = threading.Event()
+    numbers = count()
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.05)
 
         def serve() -> None:
-            number = 0
             while not stopping.is_set():
                 try:
                     client, _ = server.accept()
@@ -118,16 +119,17 @@ def camera(script: Script) -> Iterator[int]:
                     continue
                 with client, suppress(OSError):
                     client.settimeout(None)
-                    script(client, number)
-                number += 1
+                    script(client, next(numbers))
 
-        thread = threading.Thread(target=serve)
-        thread.start()
+        threads = [threading.Thread(target=serve) for _ in range(at_once)]
+        for thread in threads:
+            thread.start()
         try:
             yield int(server.getsockname()[1])
         finally:
             stopping.set()
-            thread.join()
+            for thread in threads:
+                thread.join()
 
 
 class Town:

@@ -51,12 +51,14 @@ class Channel:
         self.is_stopped = True
 
 
-def channel_parts(channel: Channel) -> DecodeParts:
+def channel_parts(channel: Channel, *others: Channel) -> DecodeParts:
+    """`others`: who opens it again gets these, one after the other."""
+    channels = iter((channel, *others))
     return DecodeParts(
         MeanEncoder(),
         partial(Segmenter, SEGMENTS),
         partial(_open_source, LIVE),
-        lambda spec, on_gap: channel,
+        lambda spec, on_gap: next(channels, channel),
         lambda uri, timeout_s: VideoInfo(0.0, 2.0, 2, 2, "channel", is_live=True),
     )
 
