@@ -129,10 +129,6 @@ class _Prepared:
     feed: LiveFeed
     until: float  # time.monotonic()
 
-    @property
-    def has_shown(self) -> bool:
-        return self.feed.num_queued > 0
-
 
 class DecodeEncode:
     """See the module. Life: constructor, `start`, `check_health`, `shutdown`."""
@@ -205,7 +201,7 @@ class DecodeEncode:
         self._wake.set()
 
     def prepare_stream(self, spec: StreamSpec) -> None:
-        """Begins to read a live stream that is about to come here; `WorkerStatus.prepared` says when it has shown."""
+        """Begins to read a live stream that is about to come here; `WorkerStatus.prepared` says what it shows."""
         feed = self._feed(spec, self._started())
         assert isinstance(feed, LiveFeed), "an archive can be read again"
         with self._lock:
@@ -221,7 +217,7 @@ class DecodeEncode:
             prepared = self._prepared.pop(spec.stream_id, None)
         if prepared is None:
             return None
-        if not prepared.has_shown:
+        if prepared.feed.next_s is None:
             prepared.feed.stop()
             return None
         prepared.feed.spec = spec
@@ -300,13 +296,13 @@ class DecodeEncode:
 
     def status(self) -> WorkerStatus:
         with self._lock:
-            prepared = frozenset(name for name, source in self._prepared.items() if source.has_shown)
+            shown_s = {name: prepared.feed.next_s for name, prepared in self._prepared.items()}
         return WorkerStatus(
             incarnation=self.incarnation,
             started=self._parts is not None,
             totals=self.clock.totals(),
             feeds={s.spec.stream_id: _status(s) for s in self._now()},
-            prepared=prepared,
+            prepared={name: start_s for name, start_s in shown_s.items() if start_s is not None},
             failure=self._failure,
             in_hand=self._hand.place,
         )

@@ -129,6 +129,12 @@ class Feed:
         return gaps
 
     @property
+    def next_s(self) -> float | None:
+        """Stream time of the oldest frame that waits."""
+        with self._space:
+            return self._frames[0].start_s if self._frames else None
+
+    @property
     def num_queued(self) -> int:
         return len(self._frames)
 

@@ -154,7 +154,9 @@ class WorkerStatus:
     started: bool
     totals: dict[str, float]
     feeds: dict[str, FeedStatus] = field(default_factory=dict)
-    prepared: frozenset[str] = frozenset()  # streams that come here, and whose sources have shown a picture
+    prepared: dict[str, float] = field(
+        default_factory=dict
+    )  # from where on a stream that comes here has been read
     windows: dict[str, int] = field(default_factory=dict)  # stream to epoch
     failure: str = ""  # why it can do no more work; it is to be replaced
     in_hand: Place | None = None  # where to read what it had in hand, should it end

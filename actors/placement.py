@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable
@@ -111,9 +112,11 @@ class Charge:
 
     @property
     def is_prepared(self) -> bool:
-        """Whether it is read already where it will be."""
+        """Whether where it is all is encoded up to what is read already where it will be: nothing lies between."""
         there = self.to_decoding or self.decoding
-        return there is not None and there.status is not None and self.stream_id in there.status.prepared
+        if there is None or there.status is None or self.feed is None:
+            return False
+        return self.feed.position_s >= there.status.prepared.get(self.stream_id, math.inf)
 
     @property
     def is_moving(self) -> bool:

@@ -45,8 +45,8 @@ BUSY_S, IDLE_S = 0.2, 1.0
 """Time between two looks at the workers, while streams are ingested and while none is."""
 MOVES_AT_ONCE = 8
 """Streams that are between two workers at a time: a live one is read by both meanwhile, or by none."""
-PREPARE_S = 5.0
-"""How long a live stream waits for its first picture where it moves to: a camera may take one client at a time."""
+PREPARE_S = 10.0
+"""How long a live stream stays where it is while it shows nothing where it moves to: some cameras take one client."""
 DRAIN_S = 60.0
 """A session that has not come to its end by then is ended where it is."""
 

@@ -403,13 +403,13 @@ def prepared(channels: list[Channel]) -> Iterator[DecodeEncode]:
 def test_what_was_read_before_a_stream_came_is_its_own_from_its_beginning_on(
     prepared: DecodeEncode, channels: list[Channel]
 ) -> None:
-    assert prepared.status().prepared == frozenset()
+    assert prepared.status().prepared == {}
     channels[0].show(6)
-    wait_until(lambda: prepared.status().prepared == {"s"})
+    wait_until(lambda: prepared.status().prepared == {"s": 0.0})
     assert prepared.status().feeds == {}
     sink = Ledger()
     prepared.add_stream(spec_of("tcp://nowhere:1", start_s=1.5, next_segment_no=7), sink)
-    assert prepared.status().prepared == frozenset()
+    assert prepared.status().prepared == {}
     channels[0].show(6)
     wait_until(lambda: len(sink.messages) == 2)
     assert sink.frames("s") == [k / 2 for k in range(3, 11)]
@@ -436,9 +436,9 @@ def test_a_source_whose_stream_does_not_come_is_let_go(
     prepared.prepare_stream(spec_of("tcp://nowhere:1"))
     assert channels[0].is_stopped, "the second takes its place"
     channels[1].show(2)
-    wait_until(lambda: prepared.status().prepared == {"s"})
+    wait_until(lambda: prepared.status().prepared == {"s": 0.0})
     wait_until(lambda: channels[1].is_stopped)
-    assert prepared.status().prepared == frozenset()
+    assert prepared.status().prepared == {}
 
 
 def test_gaps_before_a_stream_came_are_not_its_own() -> None:

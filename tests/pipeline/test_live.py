@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from clips import steady, write_clip
 from live import SAMPLE_FPS, SEGMENT_FRAMES, LiveServer, spans, wait_for_end, wait_until
-from live_servers import camera
+from live_servers import Town, camera, free_port, needs_rtsp_server, process, rtsp_server
 
 from pipeline.client import Client, ServerError
 from streamkv.config import IngestConfig
@@ -140,6 +141,33 @@ def test_streams_come_and_go_while_others_run(server: LiveServer, client: Client
     client.add_stream("doomed", str(films / "short.mp4"))
     wait_for_end(client, "doomed")
     check_whole(server, "doomed", 10)
+
+
+@needs_rtsp_server
+def test_a_camera_that_moves_to_another_decoder_misses_nothing(
+    server: LiveServer, client: Client, tmp_path: Path
+) -> None:
+    town, port = Town(tmp_path, scenes=20), free_port()
+    with process(rtsp_server(port, town.quick)):
+        for name in ("p", "q"):
+            client.add_stream(name, f"rtsp://127.0.0.1:{port}/live")
+        wait_until(lambda: min(stream["segments"] for stream in client.streams()) > 0)
+        before = client.stats().get("handovers", 0)
+        server.run("scale", "--encode", "2", "--wait")
+        wait_until(lambda: client.stats().get("handovers", 0) > before)
+        moved = client.stats()["handovers"] - before
+        committed = {stream["id"]: stream["segments"] for stream in client.streams()}
+        wait_until(lambda: all(s["segments"] > committed[s["id"]] for s in client.streams()))
+        streams = client.streams()
+        server.run("scale", "--encode", "1", "--wait")
+    assert {stream["restarts"] for stream in streams} == {0}
+    with server.store() as store:
+        sessions = [[(p.epoch, p.start_s, p.end_s) for p in store.segments(s["id"], 0, 999)] for s in streams]
+    moves = [(a, b) for places in sessions for a, b in pairwise(places) if a[0] != b[0]]
+    assert len(moves) == moved == 1
+    for (_, _, end_s), (_, start_s, _) in moves:
+        assert end_s == start_s
+    assert [stream["gaps"] for stream in streams] == [[], []]
 
 
 def test_what_a_camera_shows_is_askable_before_its_segment_closes(client: Client, tmp_path: Path) -> None:
