@@ -47,33 +47,38 @@ def _no_cluster_in_unit_tests(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start a Ray come first: with several workers one has all of them, and is the last to end."""
-    items.sort(key=lambda item: _group(item.nodeid) != RAY)
+    """Tests that start a Ray come first: they take longest, and a worker that has them is the last to end."""
+    items.sort(
+        key=lambda item: RAY_GROUPS.index(group) if (group := _group(item.nodeid)) in RAY_GROUPS else 9
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With several workers (`-n 2`) files stay whole, and one worker has all that start a Ray.
+    """With several workers files stay whole; one has all that start servers, another those of commands with a Ray of
+    their own.
 
-    Two Rays that start at once on two cores take more than twice as long, and sometimes longer than Ray waits.
+    More Rays that start at once on two cores take longer than one after the other, and sometimes longer than Ray waits.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneRayAtATime(LoadScopeScheduling):
+    class FewRaysAtATime(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return _group(nodeid)
 
     config.option.loadscopereorder = False
-    return OneRayAtATime(config, log)
+    return FewRaysAtATime(config, log)
 
 
-RAY = "ray"
+RAY_GROUPS = ("servers", "commands")
 
 
 def _group(nodeid: str) -> str:
-    """What a worker takes as a whole: the test's file, or all files with tests that start a Ray."""
+    """What a worker takes as a whole: the test's file, or all files with tests that start servers, or commands."""
     path = nodeid.partition("::")[0]
-    return RAY if _starts_ray(path) else path
+    if not _starts_ray(path):
+        return path
+    return "commands" if Path(path).name in ("test_batch_command.py", "test_evaluation.py") else "servers"
 
 
 @cache
