@@ -21,7 +21,7 @@ from actors.timing import StageClock
 from actors.views import GapView, LiveView
 from streamkv.frame_batches import FrameBatches
 from streamkv.grid import OnGap
-from streamkv.live import LiveFrame, LiveSource
+from streamkv.live import Clock, LiveFrame, LiveSource
 from streamkv.types import Frame
 
 MAX_THINNING = 8
@@ -69,7 +69,9 @@ class LiveFeed(Feed):
         self._calm = 0  # frames in a row that found the queue nearly empty
         self._dropped = 0
         self._lost: tuple[float, float] | None = None  # the span of frames dropped since one was taken
-        self._last: LiveFrame | None = None  # that was taken
+        self._dated: tuple[float, Clock] | None = (
+            None  # the last one that was taken: its date, and by whose clock
+        )
 
     def stop(self) -> None:
         self._source.stop()
@@ -88,7 +90,7 @@ class LiveFeed(Feed):
             pass
         for frame in taken:
             if isinstance(frame, LiveFrame):
-                self._last = frame
+                self._dated = frame.wall_s, frame.clock
         self._tell_lost()
         return [replace(frame, start_s=max(frame.start_s, from_s)) for frame in taken]
 
@@ -103,12 +105,13 @@ class LiveFeed(Feed):
 
     @property
     def live(self) -> LiveView:
-        last, outage = self._last, self._source.outage
+        outage = self._source.outage
+        wall_s, clock = self._dated or (None, "")
         return LiveView(
             sample_fps=self._sample_fps / self._thinning,
             dropped_frames=self._dropped,
-            frame_age_s=time.time() - last.wall_s if last is not None else None,
-            clock=last.clock if last is not None else "",
+            frame_age_s=time.time() - wall_s if wall_s is not None else None,
+            clock=clock,
             connections=self._source.connections,
             outage=str(outage) if outage is not None else "",
         )

@@ -5,7 +5,7 @@ Stream time starts at the first picture, whatever its timestamp says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
@@ -79,7 +79,16 @@ class Source:
         self._shift = Fraction(0)  # added to timestamps since the last change of clock
         self._fed: set[int] = set()  # timestamps of packets whose picture has not come out
         self._last: Fraction | None = None
-        self._frames = self._decode()
+        self._frames: Generator[Any, None, None] = self._decode()
+
+    def close(self) -> None:
+        """Lets the decoder go, and all pictures that it refers to.
+
+        They would wait for a full collection of Python else, which comes the more rarely the more a process has loaded.
+        """
+        self._frames.close()
+        self._wants = None
+        self.container.close()
 
     @property
     def goes_on(self) -> bool:
@@ -197,7 +206,7 @@ class Source:
         self._last = time
         return time
 
-    def _decode(self) -> Iterator[Any]:
+    def _decode(self) -> Generator[Any, None, None]:
         """Every frame that decodes; failures are counted and passed over."""
         import av
 
@@ -258,7 +267,11 @@ def open_source(uri: str, *, threads: int, keyframes_only: bool = False) -> Iter
             "give a file or URL of a video that ffmpeg reads"
         ) from None
     with container:
-        yield Source(container, pick_video(container, shown, threads), keyframes_only=keyframes_only)
+        source = Source(container, pick_video(container, shown, threads), keyframes_only=keyframes_only)
+        try:
+            yield source
+        finally:
+            source.close()
 
 
 def pick_video(container: Any, shown: str, threads: int) -> Any:

@@ -180,7 +180,7 @@ class Connection:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._container.close()
+        self._source.close()
 
     @property
     def failure(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import sqlite3
@@ -239,6 +240,26 @@ def test_a_stream_whose_outage_lasts_too_long_fails(cam: tuple[Camera, str]) -> 
     assert "source.outage_limit_s" in detail
     assert "hunter2" not in detail
     actor.shutdown()
+
+
+def test_a_camera_s_decoder_goes_with_its_feed_and_waits_for_no_collection(cam: tuple[Camera, str]) -> None:
+    def num_connected() -> int:
+        return sum(type(each) is live.Connection for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = num_connected()
+        feed = feed_of(cam[1], StageClock())
+        feed.start()
+        wait_until(lambda: feed.num_queued > 0)
+        assert num_connected() == before + 1
+        feed.stop()
+        cam[0].cut()
+        wait_until(lambda: not feed._thread.is_alive())
+        assert num_connected() == before
+    finally:
+        gc.enable()
 
 
 class CameraWorkers(LocalWorkers):

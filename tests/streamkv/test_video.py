@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import av
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from clips import SIDE, steady, write_clip
 
+from streamkv.decoding import Source
 from streamkv.errors import SourceError
 from streamkv.types import Frame
 from streamkv.uris import redact_uri
@@ -281,3 +283,24 @@ def test_credentials_stay_out_of_errors() -> None:
     assert "hunter2" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert "127.0.0.1" in str(caught.value)
+
+
+@pytest.mark.parametrize("start_s", [0.0, 3.0])
+def test_a_decoder_goes_with_its_reader_and_waits_for_no_collection(tmp_path: Path, start_s: float) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", steady(8))
+    gc.collect()
+    gc.disable()
+    try:
+        frames = sample_frames(str(clip), 1.0, start_s=start_s)
+        assert next(frames).start_s == start_s
+        assert num_open() == 1
+        frames.close()  # in the middle
+        assert num_open() == 0
+        probe(str(clip))
+        assert num_open() == 0
+    finally:
+        gc.enable()
+
+
+def num_open() -> int:
+    return sum(type(each) is Source for each in gc.get_objects())
