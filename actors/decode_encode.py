@@ -190,15 +190,16 @@ class DecodeEncode:
 
     def add_stream(self, spec: StreamSpec, sink: SegmentSink) -> None:
         """Starts a session; an earlier one of the same stream ends."""
-        parts = self._started()
-        if (feed := self._take_prepared(spec)) is None:
-            feed = self._feed(spec, parts)
-            feed.start()
+        parts, prepared = self._started(), self._take_prepared(spec)
+        feed = prepared or self._feed(spec, parts)
         session = _Session(spec, feed, sink, position_s=spec.start_s, is_watched=spec.is_watched)
         self.remove_stream(spec.stream_id)
         with self._lock:
             self._sessions[spec.stream_id] = session
-        self._wake.set()
+        if prepared is None:
+            feed.start()
+        else:
+            self._wake.set()
 
     def prepare_stream(self, spec: StreamSpec) -> None:
         """Begins to read a live stream that is about to come here; `WorkerStatus.prepared` says what it shows."""
@@ -336,8 +337,10 @@ class DecodeEncode:
             return list(self._sessions.values())
 
     def _next_batch(self) -> list[tuple[_Session, Frame]]:
-        """A batch of one archive, or frames of live streams in turn, up to a full batch; waits a little for one that is
-        not full, unless an archive has one."""
+        """A batch of one archive, or frames of live streams in turn, up to a full batch.
+
+        Waits a little for one that is not full, unless an archive has one.
+        """
         batch: list[tuple[_Session, Frame]] = []
         deadline = 0.0
         while True:

@@ -69,9 +69,7 @@ class LiveFeed(Feed):
         self._calm = 0  # frames in a row that found the queue nearly empty
         self._dropped = 0
         self._lost: tuple[float, float] | None = None  # the span of frames dropped since one was taken
-        self._dated: tuple[float, Clock] | None = (
-            None  # the last one that was taken: its date, and by whose clock
-        )
+        self._dated: tuple[float, Clock] | None = None  # of the last frame taken: its date, by whose clock
 
     def stop(self) -> None:
         self._source.stop()

@@ -156,7 +156,7 @@ class WorkerStatus:
     feeds: dict[str, FeedStatus] = field(default_factory=dict)
     prepared: dict[str, float] = field(
         default_factory=dict
-    )  # from where on a stream that comes here has been read
+    )  # streams to come, and from where on they are read
     windows: dict[str, int] = field(default_factory=dict)  # stream to epoch
     failure: str = ""  # why it can do no more work; it is to be replaced
     in_hand: Place | None = None  # where to read what it had in hand, should it end
