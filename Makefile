@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # A server's dozen processes import what one has compiled. Where the shell forbids to keep bytecode each would compile
 # torch and transformers anew, which is most of its start.
 export PYTHONDONTWRITEBYTECODE :=
-TEST_WORKERS ?= 3
+TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench model
@@ -19,7 +19,7 @@ help:  ## Show the targets
 demo: $(INSTALLED)  ## Generated streams in, answers out, in a minute or two
 	@$(BIN)/streamkv demo
 
-test: $(INSTALLED)  ## All tests, by three workers (TEST_WORKERS), of which one has those that start servers on this machine
+test: $(INSTALLED)  ## All tests, by two workers (TEST_WORKERS), of which one has those that start servers on this machine
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 lint: $(INSTALLED)  ## Style and types
