@@ -9,19 +9,21 @@ import sqlite3
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from channel import LIVE, Channel, channel_parts, spec_of
 from clips import steady, write_clip
 from live_servers import camera, free_port
 from stage import IDENTITY, SEGMENTS, SOURCE, LocalWorkers, MeanEncoder, Mortal, wait_until
 from test_decode_encode import Ledger
+from torch import Tensor
 
 from actors import live_feed
 from actors.decode_encode import DecodeEncode, DecodeParts
@@ -401,6 +403,40 @@ def test_live_stream_that_is_drained_sends_all_that_it_has_shown() -> None:
         actor.shutdown()
     assert sink.frames("s") == [k / 2 for k in range(14)]
     assert [m.segment_no for m in sink.messages] == [0, 1, 2, 3]
+
+
+def test_frames_of_live_streams_are_encoded_together() -> None:
+    """What came while the tower was at work is one batch, whoever showed it."""
+    channels, encoder = [Channel(), Channel(), Channel()], HeldEncoder()
+    loaded = replace(channel_parts(*channels), encoder=encoder)
+    actor = DecodeEncode(lambda: loaded, LIVE, in_flight=2)
+    actor.start()
+    for name in "abc":
+        actor.add_stream(replace(spec_of("tcp://nowhere:1"), stream_id=name), Ledger())
+    channels[0].show(1)
+    wait_until(lambda: encoder.is_busy)
+    for channel in channels:
+        channel.show(1)
+    wait_until(lambda: [feed.queued for feed in actor.status().feeds.values()] == [1, 1, 1])
+    encoder.go.set()
+    wait_until(lambda: sum(encoder.batches) == 4)
+    for channel in channels:
+        channel.shown.put(None)
+    actor.shutdown()
+    assert encoder.batches == [1, 3]
+
+
+class HeldEncoder(MeanEncoder):
+    """Begins with a batch, and goes on when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go, self.is_busy = threading.Event(), False
+
+    def encode_frames(self, frames: Sequence[np.ndarray]) -> Tensor:
+        self.is_busy = True
+        assert self.go.wait(30)
+        return super().encode_frames(frames)
 
 
 @pytest.fixture
