@@ -12,7 +12,6 @@ source waits. A live source does not: `actors.live_feed` says what goes then.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 import uuid
@@ -31,6 +30,7 @@ from actors.feed import Feed, OpenSource, Turns
 from actors.in_hand import InHand
 from actors.live_feed import LiveFeed, OpenLive
 from actors.messages import FeedState, FeedStatus, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
+from actors.prepared import PreparedSources
 from actors.right_of_way import go_on
 from actors.timing import StageClock
 from streamkv.config import SourceConfig
@@ -50,8 +50,6 @@ LINGER_S = 0.05
 IDLE_S = 0.5
 LATEST_S = 2.0
 """Somebody waits for an answer meanwhile."""
-PREPARED_S = 90.0
-"""How long a source is read for a stream that then does not come."""
 PROBE_STEP_S = 10.0
 """To connect, to learn what it is, to see a picture: each may take this long while somebody waits for the answer."""
 
@@ -122,14 +120,6 @@ class _Session:
         return self.is_draining and has_left and not self.closed and self.in_flight == 0
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A source that is read already, for a session that comes here."""
-
-    feed: LiveFeed
-    until: float  # time.monotonic()
-
-
 class DecodeEncode:
     """See the module. Life: constructor, `start`, `check_health`, `shutdown`."""
 
@@ -152,13 +142,13 @@ class DecodeEncode:
         self._at = self._hand.slot()  # of the loop
         self._turns = Turns()  # of archives: a camera's feed mostly waits
         self._sessions: dict[str, _Session] = {}
-        self._prepared: dict[str, _Prepared] = {}
+        self._prepared = PreparedSources()
         self._had = 0.0  # of the stream whose turn it was last
         self._acks: SimpleQueue[tuple[_Session, int | None, Future[Any]]] = SimpleQueue()
         self._asked: SimpleQueue[tuple[str, Future[list[SegmentMessage]]]] = SimpleQueue()
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._lock = threading.Lock()  # guards the dicts, not what is in them
+        self._lock = threading.Lock()  # guards the dict of sessions, not what is in them
         self._thread = threading.Thread(target=self._run, name="encode", daemon=True)
 
     # ---- called by the supervisor
@@ -179,7 +169,7 @@ class DecodeEncode:
         self._wake.set()
         for session in self._now():
             session.feed.stop()
-        self._end_prepared(before=math.inf)
+        self._prepared.end()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
         self._hand.remove()
@@ -190,7 +180,7 @@ class DecodeEncode:
 
     def add_stream(self, spec: StreamSpec, sink: SegmentSink) -> None:
         """Starts a session; an earlier one of the same stream ends."""
-        parts, prepared = self._started(), self._take_prepared(spec)
+        parts, prepared = self._started(), self._prepared.take(spec)
         feed = prepared or self._feed(spec, parts)
         session = _Session(spec, feed, sink, position_s=spec.start_s, is_watched=spec.is_watched)
         self.remove_stream(spec.stream_id)
@@ -205,32 +195,7 @@ class DecodeEncode:
         """Begins to read a live stream that is about to come here; `WorkerStatus.prepared` says what it shows."""
         feed = self._feed(spec, self._started())
         assert isinstance(feed, LiveFeed), "an archive can be read again"
-        with self._lock:
-            earlier = self._prepared.get(spec.stream_id)
-            self._prepared[spec.stream_id] = _Prepared(feed, time.monotonic() + PREPARED_S)
-        if earlier is not None:
-            earlier.feed.stop()
-        feed.start()
-
-    def _take_prepared(self, spec: StreamSpec) -> Feed | None:
-        """One that has shown nothing is let go: the camera may take one client at a time."""
-        with self._lock:
-            prepared = self._prepared.pop(spec.stream_id, None)
-        if prepared is None:
-            return None
-        if prepared.feed.next_s is None:
-            prepared.feed.stop()
-            return None
-        prepared.feed.spec = spec
-        return prepared.feed
-
-    def _end_prepared(self, before: float) -> None:
-        """Lets those go that were to come by then."""
-        with self._lock:
-            late = [name for name, prepared in self._prepared.items() if prepared.until < before]
-            feeds = [self._prepared.pop(name).feed for name in late]
-        for feed in feeds:
-            feed.stop()
+        self._prepared.add(feed)
 
     def _started(self) -> DecodeParts:
         if self._parts is None:
@@ -296,14 +261,12 @@ class DecodeEncode:
         return answer.result(timeout=LATEST_S)
 
     def status(self) -> WorkerStatus:
-        with self._lock:
-            shown_s = {name: prepared.feed.next_s for name, prepared in self._prepared.items()}
         return WorkerStatus(
             incarnation=self.incarnation,
             started=self._parts is not None,
             totals=self.clock.totals(),
             feeds={s.spec.stream_id: _status(s) for s in self._now()},
-            prepared={name: start_s for name, start_s in shown_s.items() if start_s is not None},
+            prepared=self._prepared.shown(),
             failure=self._failure,
             in_hand=self._hand.place,
         )
@@ -316,7 +279,7 @@ class DecodeEncode:
                 self._wake.clear()  # first, so that what happens meanwhile is not slept through
                 self._settle()
                 self._tell_latest()
-                self._end_prepared(before=time.monotonic())
+                self._prepared.end(before=time.monotonic())
                 batch = self._next_batch()
                 if batch:
                     self._encode(batch)

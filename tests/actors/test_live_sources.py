@@ -488,7 +488,7 @@ def test_a_source_that_has_shown_nothing_makes_way_for_a_new_connection(
 def test_a_source_whose_stream_does_not_come_is_let_go(
     monkeypatch: pytest.MonkeyPatch, prepared: DecodeEncode, channels: list[Channel]
 ) -> None:
-    monkeypatch.setattr("actors.decode_encode.PREPARED_S", 0.1)
+    monkeypatch.setattr("actors.prepared.KEPT_S", 0.1)
     channels[0].show(2)
     prepared.prepare_stream(spec_of("tcp://nowhere:1"))
     assert channels[0].is_stopped, "the second takes its place"
