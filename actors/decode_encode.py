@@ -15,10 +15,9 @@ import logging
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,15 +28,16 @@ from actors.failures import NotReadyError, describe
 from actors.feed import Feed, OpenSource, Turns
 from actors.in_hand import InHand
 from actors.live_feed import LiveFeed, OpenLive
-from actors.messages import FeedState, FeedStatus, SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
+from actors.messages import SegmentMessage, SegmentSink, StreamSpec, WorkerStatus
 from actors.prepared import PreparedSources
 from actors.right_of_way import go_on
+from actors.session import SegmentMaker, Session
 from actors.timing import StageClock
 from streamkv.config import SourceConfig
 from streamkv.errors import StoreFullError
 from streamkv.frame_batches import FrameBatches
 from streamkv.sources import probe_source
-from streamkv.types import Frame, Segment
+from streamkv.types import Frame
 from streamkv.video import VideoInfo
 
 if TYPE_CHECKING:
@@ -62,17 +62,6 @@ class ProbeSource(Protocol):
     def __call__(self, uri: str, *, timeout_s: float) -> VideoInfo: ...
 
 
-class SegmentMaker(Protocol):
-    """`streamkv.segmentation.Segmenter`, or what behaves like it."""
-
-    @property
-    def open_segment(self) -> Segment | None: ...
-
-    def push(self, features_ND: Tensor, start_s: float, end_s: float) -> Segment | None: ...
-
-    def flush(self) -> Segment | None: ...
-
-
 @dataclass(frozen=True)
 class DecodeParts:
     """What runs inside; loaded by `start`, because a constructor that loads a model cannot be watched."""
@@ -83,41 +72,6 @@ class DecodeParts:
     open_live: OpenLive | None = None  # None: no live sources
     probe: ProbeSource = probe_source
     give_way: Callable[[Callable[[], None]], None] = go_on  # before a batch; calls the other meanwhile
-
-
-@dataclass
-class _Session:
-    """One stream's way through this actor. Only the loop touches it, but for `feed`'s own thread."""
-
-    spec: StreamSpec
-    feed: Feed
-    sink: SegmentSink
-    segmenter: SegmentMaker | None = None  # made at the first frame
-    state: FeedState = "running"
-    detail: str = ""
-    position_s: float = 0.0
-    frames: int = 0
-    in_flight: int = 0  # segments and gaps sent and not yet durable
-    committed_s: float = 0.0  # the end of the last one that is durable, and was not before
-    closed: deque[Segment] = field(default_factory=deque)  # segments that wait to be sent
-    sent: dict[int, Segment] = field(default_factory=dict)  # that are not yet durable, by number
-    had: float = 0.0  # frames that it gave, over its priority; see `_take_in_turn`
-    is_watched: bool = False
-    look: Future[bool] | None = None  # of its watches at the open segment, the latest
-    looked: int = 0  # frames that there were by then
-    flushed: bool = False
-    is_draining: bool = False  # it is to stop where it is, and resume elsewhere
-    paused: bool = False  # the open segment was closed because the source is away
-
-    @property
-    def takes_frames(self) -> bool:
-        return self.state == "running" and not self.closed
-
-    @property
-    def is_drained(self) -> bool:
-        """An archive's open segment is left: elsewhere it closes where it would have closed here."""
-        has_left = self.flushed or not self.spec.is_live
-        return self.is_draining and has_left and not self.closed and self.in_flight == 0
 
 
 class DecodeEncode:
@@ -141,10 +95,10 @@ class DecodeEncode:
         self._hand = InHand(hears_crashes=hears_crashes)
         self._at = self._hand.slot()  # of the loop
         self._turns = Turns()  # of archives: a camera's feed mostly waits
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[str, Session] = {}
         self._prepared = PreparedSources()
         self._had = 0.0  # of the stream whose turn it was last
-        self._acks: SimpleQueue[tuple[_Session, int | None, Future[Any]]] = SimpleQueue()
+        self._acks: SimpleQueue[tuple[Session, int | None, Future[Any]]] = SimpleQueue()
         self._asked: SimpleQueue[tuple[str, Future[list[SegmentMessage]]]] = SimpleQueue()
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -182,7 +136,7 @@ class DecodeEncode:
         """Starts a session; an earlier one of the same stream ends."""
         parts, prepared = self._started(), self._prepared.take(spec)
         feed = prepared or self._feed(spec, parts)
-        session = _Session(spec, feed, sink, position_s=spec.start_s, is_watched=spec.is_watched)
+        session = Session(spec, feed, sink, position_s=spec.start_s, is_watched=spec.is_watched)
         self.remove_stream(spec.stream_id)
         with self._lock:
             self._sessions[spec.stream_id] = session
@@ -265,7 +219,7 @@ class DecodeEncode:
             incarnation=self.incarnation,
             started=self._parts is not None,
             totals=self.clock.totals(),
-            feeds={s.spec.stream_id: _status(s) for s in self._now()},
+            feeds={s.spec.stream_id: s.status() for s in self._now()},
             prepared=self._prepared.shown(),
             failure=self._failure,
             in_hand=self._hand.place,
@@ -291,20 +245,20 @@ class DecodeEncode:
             self._failure = f"the encoding loop ended: {describe(exc)}"
             raise
 
-    def _session(self, stream_id: str) -> _Session | None:
+    def _session(self, stream_id: str) -> Session | None:
         with self._lock:
             return self._sessions.get(stream_id)
 
-    def _now(self) -> list[_Session]:
+    def _now(self) -> list[Session]:
         with self._lock:
             return list(self._sessions.values())
 
-    def _next_batch(self) -> list[tuple[_Session, Frame]]:
+    def _next_batch(self) -> list[tuple[Session, Frame]]:
         """A batch of one archive, or frames of live streams in turn, up to a full batch.
 
         Waits a little for one that is not full, unless an archive has one.
         """
-        batch: list[tuple[_Session, Frame]] = []
+        batch: list[tuple[Session, Frame]] = []
         deadline = 0.0
         while True:
             self._take_in_turn(batch)
@@ -320,7 +274,7 @@ class DecodeEncode:
             self._wake.wait(rest)
             self._wake.clear()
 
-    def _take_in_turn(self, batch: list[tuple[_Session, Frame]]) -> None:
+    def _take_in_turn(self, batch: list[tuple[Session, Frame]]) -> None:
         """What whoever had least for its priority has to give, again and again.
 
         Who had nothing to give for a while begins where the others are: it does not make up for it at their cost.
@@ -338,7 +292,7 @@ class DecodeEncode:
                 return
             heappush(waiting, (session.had, i, session))
 
-    def _encode(self, batch: list[tuple[_Session, Frame]]) -> None:
+    def _encode(self, batch: list[tuple[Session, Frame]]) -> None:
         assert self._parts is not None
         with self.clock.time("give_way"):
             self._parts.give_way(self._tell_latest)
@@ -348,7 +302,7 @@ class DecodeEncode:
         except Exception as exc:
             if len(batch) == 1:
                 session = batch[0][0]
-                self._end(session, "failed", f"a frame cannot be encoded: {describe(exc)}")
+                session.end("failed", f"a frame cannot be encoded: {describe(exc)}")
                 return
             for one in batch:  # so that one stream's bad frame fails that stream alone
                 self._encode([one])
@@ -358,26 +312,9 @@ class DecodeEncode:
         with self.clock.time("segment"):
             for (session, frame), features_ND in zip(batch, features, strict=True):
                 with self._at.of(session.spec.stream_id, frame.start_s):
-                    self._advance(session, frame, features_ND)
+                    session.advance(frame, features_ND, self._parts.make_segmenter)
 
-    def _advance(self, session: _Session, frame: Frame, features_ND: Tensor) -> None:
-        assert self._parts is not None
-        if session.segmenter is None:
-            session.segmenter = self._parts.make_segmenter(session.spec.next_segment_no)
-        if frame.start_s < session.spec.start_s:
-            # A resume begins to read before it: its first frame is compared with the one before, and none is kept.
-            session.segmenter = self._parts.make_segmenter(session.spec.next_segment_no - 1)
-            session.segmenter.push(features_ND, frame.start_s, frame.end_s)
-            session.segmenter.flush()
-            return
-        session.frames += 1
-        session.paused = False
-        session.position_s = frame.end_s
-        closed = session.segmenter.push(features_ND, frame.start_s, frame.end_s)
-        if closed is not None:
-            session.closed.append(closed)
-
-    def _send(self, session: _Session) -> None:
+    def _send(self, session: Session) -> None:
         """Ships what is closed while there is room, tells gaps, and notices the end."""
         if session.state != "running":
             return
@@ -387,10 +324,10 @@ class DecodeEncode:
             self.clock.count("gaps")
         if is_exhausted and not session.flushed and not session.closed:
             session.flushed = True
-            _close_open_segment(session)
+            session.close_open_segment()
         elif session.feed.is_paused and not session.paused:
             session.paused = True
-            _close_open_segment(session)
+            session.close_open_segment()
         while session.closed and session.in_flight < self._in_flight * session.spec.priority:
             segment = session.closed.popleft()
             session.sent[segment.segment_no] = segment
@@ -402,11 +339,11 @@ class DecodeEncode:
         if session.is_watched and session.spec.is_live:
             self._show(session)
         if session.is_drained:
-            self._end(session, "drained", "")
+            session.end("drained", "")
         elif session.flushed and not session.closed and session.in_flight == 0:
-            self._end(session, "failed" if session.feed.error else "done", session.feed.error)
+            session.end("failed" if session.feed.error else "done", session.feed.error)
 
-    def _show(self, session: _Session) -> None:
+    def _show(self, session: Session) -> None:
         """What is new of the open segment, one look at a time; segments that are closed go first."""
         is_looked_at = session.look is not None and not session.look.done()
         if session.in_flight or is_looked_at or session.looked == session.frames:
@@ -425,7 +362,7 @@ class DecodeEncode:
             log.warning("watches could not look at an open segment: %s", describe(failure))
         self._wake.set()
 
-    def _track(self, session: _Session, future: Future[Any], segment_no: int | None = None) -> None:
+    def _track(self, session: Session, future: Future[Any], segment_no: int | None = None) -> None:
         session.in_flight += 1
 
         def settled(done: Future[Any]) -> None:  # in another thread
@@ -448,9 +385,7 @@ class DecodeEncode:
                     session.committed_s = segment.spans_s[-1][1]
             if failure is not None and session.state == "running":
                 is_full = isinstance(failure, StoreFullError)
-                self._end(
-                    session, "full" if is_full else "lost", str(failure) if is_full else describe(failure)
-                )
+                session.end("full" if is_full else "lost", str(failure) if is_full else describe(failure))
 
     def _tell_latest(self) -> None:
         while True:
@@ -462,35 +397,4 @@ class DecodeEncode:
             if session is None or session.state != "running":
                 answer.set_result([])
             else:
-                answer.set_result([SegmentMessage.of(session.spec, s) for s in _latest(session)])
-
-    def _end(self, session: _Session, state: FeedState, detail: str) -> None:
-        session.feed.stop()
-        session.closed.clear()
-        session.state, session.detail = state, detail
-
-
-def _latest(session: _Session) -> list[Segment]:
-    open_segment = session.segmenter.open_segment if session.segmenter is not None else None
-    shown = [*session.sent.values(), *session.closed, *([open_segment] if open_segment is not None else [])]
-    return [segment for segment in shown if segment.segment_no >= session.spec.num_committed]
-
-
-def _close_open_segment(session: _Session) -> None:
-    last = session.segmenter.flush() if session.segmenter is not None else None
-    if last is not None:
-        session.closed.append(last)
-
-
-def _status(session: _Session) -> FeedStatus:
-    return FeedStatus(
-        epoch=session.spec.epoch,
-        state=session.state,
-        detail=session.detail,
-        position_s=session.position_s,
-        frames=session.frames,
-        queued=session.feed.num_queued,
-        in_flight=session.in_flight,
-        committed_s=session.committed_s,
-        live=session.feed.live,
-    )
+                answer.set_result([SegmentMessage.of(session.spec, s) for s in session.latest()])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import socket
 import sqlite3
 import threading
 import time
@@ -14,77 +13,33 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from cameras import Camera, CameraWorkers, parts
 from channel import LIVE, Channel, channel_parts, spec_of
 from clips import steady, write_clip
-from live_servers import camera, free_port
-from stage import IDENTITY, SEGMENTS, SOURCE, LocalWorkers, MeanEncoder, Mortal, wait_until
+from live_servers import free_port
+from stage import IDENTITY, SOURCE, MeanEncoder, wait_until
 from test_decode_encode import Ledger
 from torch import Tensor
 
-from actors import live_feed
-from actors.decode_encode import DecodeEncode, DecodeParts
+from actors.decode_encode import DecodeEncode
 from actors.in_hand import last_words
 from actors.live_feed import MAX_THINNING, LiveFeed
 from actors.messages import StreamSpec
-from actors.parts import _open_live, _open_source
+from actors.parts import _open_live
 from actors.supervisor import Supervisor
 from actors.timing import StageClock
 from pipeline.schemas import Stream
 from pipeline.show import live_text
 from streamkv import live
-from streamkv.config import PipelineConfig, SourceConfig, StoreConfig
+from streamkv.config import SourceConfig
 from streamkv.errors import SourceError, StoreError
-from streamkv.segmentation import Segmenter
 from streamkv.store import SegmentStore
 from streamkv.types import Frame
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "BACKOFF_S", (0.05, 0.1, 0.2))
-    monkeypatch.setattr(live_feed, "PAUSE_S", 0.3)
-
-
-@pytest.fixture(scope="session")
-def footage(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Twelve seconds of transport stream."""
-    return write_clip(tmp_path_factory.mktemp("ts") / "clip.ts", steady(12)).read_bytes()
-
-
-class Camera:
-    """Sends all of its footage in a burst to each client, then holds the line until it is cut or left."""
-
-    def __init__(self, footage: bytes) -> None:
-        self.footage = footage
-        self.only_once = False  # later clients get nothing, until this is undone
-        self._cut = threading.Event()
-
-    def __call__(self, client: socket.socket, number: int) -> None:
-        if not (self.only_once and number > 0):
-            client.sendall(self.footage)
-        client.settimeout(0.02)
-        while not self._cut.is_set():
-            try:
-                if not client.recv(1):
-                    return  # it has left
-            except TimeoutError:
-                continue
-        self._cut.clear()
-
-    def cut(self) -> None:
-        self._cut.set()
-
-
-@pytest.fixture
-def cam(footage: bytes) -> Iterator[tuple[Camera, str]]:
-    sender = Camera(footage)
-    with camera(sender) as port:
-        yield sender, f"tcp://127.0.0.1:{port}"
-        sender.cut()
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def feed_of(uri: str, clock: StageClock, fps: float = 2.0, queue_frames: int = 4) -> LiveFeed:
@@ -178,15 +133,6 @@ def test_a_queue_that_empties_brings_the_rate_back(cam: tuple[Camera, str]) -> N
         wait_until(lambda: not feed._thread.is_alive())
 
 
-def parts(source: SourceConfig, encoder: MeanEncoder) -> DecodeParts:
-    return DecodeParts(
-        encoder,
-        partial(Segmenter, SEGMENTS),
-        partial(_open_source, source),
-        partial(_open_live, source),
-    )
-
-
 @pytest.fixture(params=[4])
 def actor(request: pytest.FixtureRequest) -> Iterator[DecodeEncode]:
     """The parameter is the length of its queues."""
@@ -262,33 +208,6 @@ def test_a_camera_s_decoder_goes_with_its_feed_and_waits_for_no_collection(cam: 
         assert num_connected() == before
     finally:
         gc.enable()
-
-
-class CameraWorkers(LocalWorkers):
-    """Workers that read real sources."""
-
-    source = LIVE
-
-    def decoder(self, name: str) -> Mortal:
-        load = partial(parts, self.source, self.encoder)
-        self.decoders.append(Mortal(lambda: DecodeEncode(load, self.source, in_flight=2)))
-        return self.decoders[-1]
-
-
-@pytest.fixture
-def supervise(tmp_path: Path) -> Iterator[Callable[[], tuple[Supervisor, CameraWorkers]]]:
-    opened: list[Supervisor] = []
-
-    def make() -> tuple[Supervisor, CameraWorkers]:
-        workers = CameraWorkers(tmp_path / "store", None)
-        config = PipelineConfig(store=StoreConfig(root=str(tmp_path / "store")), source=LIVE)
-        opened.append(Supervisor(config, workers))
-        wait_until(lambda: opened[-1].state().phase == "ready")
-        return opened[-1], workers
-
-    yield make
-    for supervisor in opened:
-        supervisor.shutdown()
 
 
 def test_a_live_stream_goes_on_after_its_decoder_was_lost_and_says_what_is_missing(
@@ -369,42 +288,6 @@ def test_archives_still_wait(tmp_path: Path) -> None:
     actor.shutdown()
 
 
-# ---------------------------------------------------------------- streams that move to another decoder
-
-
-def test_live_stream_that_is_drained_sends_all_that_it_has_shown() -> None:
-    """What waits for the tower and the open segment too; it is drained when that is durable, and not before."""
-    channel = Channel()
-    source = replace(LIVE, queue_frames=64, batch_frames=1)
-    loaded = DecodeParts(
-        MeanEncoder(),
-        partial(Segmenter, SEGMENTS),
-        partial(_open_source, source),
-        lambda spec, on_gap: channel,
-    )
-    actor = DecodeEncode(lambda: loaded, source, in_flight=1)
-    actor.start()
-    sink = Ledger(holds=True)
-    try:
-        actor.add_stream(spec_of("tcp://nowhere:1"), sink)
-        channel.show(14)  # three segments and a half
-        wait_until(lambda: actor.status().feeds["s"].queued > 0 and len(sink.messages) == 1)
-        actor.drain_stream("s")
-        assert channel.is_stopped
-        channel.show(6)  # too late: whoever reads it next sees to that
-        wait_until(lambda: channel.shown.empty())
-        for sent in range(1, 5):
-            wait_until(lambda sent=sent: len(sink.messages) == sent)
-            assert actor.status().feeds["s"].state == "running"
-            sink.waiting.pop().set_result(True)
-        wait_until(lambda: actor.status().feeds["s"].state == "drained")
-    finally:
-        channel.shown.put(None)
-        actor.shutdown()
-    assert sink.frames("s") == [k / 2 for k in range(14)]
-    assert [m.segment_no for m in sink.messages] == [0, 1, 2, 3]
-
-
 def test_frames_of_live_streams_are_encoded_together() -> None:
     """What came while the tower was at work is one batch, whoever showed it."""
     channels, encoder = [Channel(), Channel(), Channel()], HeldEncoder()
@@ -437,168 +320,6 @@ class HeldEncoder(MeanEncoder):
         self.is_busy = True
         assert self.go.wait(30)
         return super().encode_frames(frames)
-
-
-@pytest.fixture
-def channels() -> list[Channel]:
-    return [Channel(), Channel()]
-
-
-@pytest.fixture
-def prepared(channels: list[Channel]) -> Iterator[DecodeEncode]:
-    """A decoder that reads the first channel for a stream that is about to come."""
-    loaded, source = channel_parts(*channels), replace(LIVE, queue_frames=64)
-    actor = DecodeEncode(lambda: loaded, source, in_flight=2)
-    actor.start()
-    actor.prepare_stream(spec_of("tcp://nowhere:1"))
-    yield actor
-    for channel in channels:
-        channel.shown.put(None)
-    actor.shutdown()
-
-
-def test_what_was_read_before_a_stream_came_is_its_own_from_its_beginning_on(
-    prepared: DecodeEncode, channels: list[Channel]
-) -> None:
-    assert prepared.status().prepared == {}
-    channels[0].show(6)
-    wait_until(lambda: prepared.status().prepared == {"s": 0.0})
-    assert prepared.status().feeds == {}
-    sink = Ledger()
-    prepared.add_stream(spec_of("tcp://nowhere:1", start_s=1.5, next_segment_no=7), sink)
-    assert prepared.status().prepared == {}
-    channels[0].show(6)
-    wait_until(lambda: len(sink.messages) == 2)
-    assert sink.frames("s") == [k / 2 for k in range(3, 11)]
-    assert [m.segment_no for m in sink.messages] == [7, 8]
-    assert not channels[0].is_stopped
-
-
-def test_a_source_that_has_shown_nothing_makes_way_for_a_new_connection(
-    prepared: DecodeEncode, channels: list[Channel]
-) -> None:
-    """The camera takes one client at a time; who waits for the next attempt would come late."""
-    sink = Ledger()
-    prepared.add_stream(spec_of("tcp://nowhere:1"), sink)
-    assert channels[0].is_stopped
-    channels[1].show(4)
-    wait_until(lambda: len(sink.messages) == 1)
-
-
-def test_a_source_whose_stream_does_not_come_is_let_go(
-    monkeypatch: pytest.MonkeyPatch, prepared: DecodeEncode, channels: list[Channel]
-) -> None:
-    monkeypatch.setattr("actors.prepared.KEPT_S", 0.1)
-    channels[0].show(2)
-    prepared.prepare_stream(spec_of("tcp://nowhere:1"))
-    assert channels[0].is_stopped, "the second takes its place"
-    channels[1].show(2)
-    wait_until(lambda: prepared.status().prepared == {"s": 0.0})
-    wait_until(lambda: channels[1].is_stopped)
-    assert prepared.status().prepared == {}
-
-
-def test_gaps_before_a_stream_came_are_not_its_own() -> None:
-    feed = LiveFeed(
-        spec_of("tcp://nowhere:1", start_s=4.0),
-        lambda spec, on_gap: Channel(),
-        sample_fps=2.0,
-        queue_frames=4,
-        on_change=lambda: None,
-        clock=StageClock(),
-    )
-    for span_s in ((1.0, 3.0), (3.0, 4.0), (3.5, 6.0), (7.0, 8.0)):
-        feed._on_gap(*span_s, "why")
-    assert [(gap.start_s, gap.end_s) for gap in feed.take_gaps()] == [(4.0, 6.0), (7.0, 8.0)]
-
-
-def moves_of(places: list[Any]) -> list[tuple[float, float]]:
-    """The end of a session and the beginning of the next."""
-    return [(a.end_s, b.start_s) for a, b in pairwise(places) if a.epoch != b.epoch]
-
-
-class Broadcast:
-    """Sends its footage at its pace, over and over, to each client from where it is by the clock."""
-
-    def __init__(self, footage: bytes, seconds: float) -> None:
-        self._footage, self._rate = footage, len(footage) / seconds
-        self._began = time.monotonic()
-        self.is_over = threading.Event()
-
-    def __call__(self, client: socket.socket, number: int) -> None:
-        sent = self._now()
-        while not self.is_over.wait(0.05):
-            for at in range(sent, now := self._now(), PACKET):
-                from_byte = at % len(self._footage)
-                client.sendall(self._footage[from_byte : from_byte + PACKET])
-            sent = now
-
-    def _now(self) -> int:
-        return round((time.monotonic() - self._began) * self._rate) // PACKET * PACKET
-
-
-PACKET = 188
-"""Bytes of a packet of a transport stream."""
-
-
-@pytest.mark.parametrize("pool", ["encode", "prefill"])
-def test_camera_that_two_may_read_misses_nothing_when_it_moves(
-    supervise: Callable[[], tuple[Supervisor, CameraWorkers]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    pool: str,
-) -> None:
-    monkeypatch.setattr(CameraWorkers, "source", replace(LIVE, live_timeout_s=10.0))
-    seconds = 60
-    broadcast = Broadcast(write_clip(tmp_path / "clip.ts", steady(seconds)).read_bytes(), seconds)
-    supervisor, _ = supervise()
-    with camera(broadcast, at_once=4) as port:
-        for name in ("one", "two"):
-            supervisor.add_stream(name, f"tcp://127.0.0.1:{port}")
-        wait_until(lambda: all(view.num_segments > 0 for view in supervisor.streams()))
-        supervisor.scale({pool: 2})
-        wait_until(lambda: supervisor.stats().get("handovers") == 1)
-        before = {view.stream_id: view.num_segments for view in supervisor.streams()}
-        wait_until(lambda: all(v.num_segments > before[v.stream_id] for v in supervisor.streams()), 40)
-        assert {view.restarts for view in supervisor.streams()} == {0}
-        supervisor.shutdown()
-        broadcast.is_over.set()
-    with SegmentStore.open(tmp_path / "store", read_only=True) as store:
-        moves = {name: moves_of(store.segments(name, 0, 999)) for name in ("one", "two")}
-        gaps = {name: store.stream(name).gaps for name in ("one", "two")}
-    ((end_s, start_s),) = moves["one"] + moves["two"]
-    assert end_s == start_s, "it goes on where it was"
-    name = "one" if moves["one"] else "two"
-    assert [gap for gap in gaps[name] if gap.start_s >= end_s - 1] == []
-
-
-def test_camera_that_takes_one_client_misses_what_it_shows_while_it_moves_and_says_so(
-    supervise: Callable[[], tuple[Supervisor, CameraWorkers]], cam: tuple[Camera, str], tmp_path: Path
-) -> None:
-    supervisor, workers = supervise()
-    other = Camera(cam[0].footage)
-    with camera(other) as port:
-        supervisor.add_stream("one", cam[1])
-        supervisor.add_stream("two", f"tcp://127.0.0.1:{port}")
-        wait_until(lambda: all(view.num_segments > 0 for view in supervisor.streams()))
-        supervisor.scale({"encode": 2})
-        wait_until(lambda: supervisor.stats().get("handovers") == 1)
-        wait_until(lambda: [len(w.instance.status().feeds) for w in workers.decoders] == [1, 1])
-        (name,) = workers.decoders[1].instance.status().feeds
-        before = supervisor.stream(name).num_segments
-        wait_until(lambda: supervisor.stream(name).num_segments > before, 40)
-        assert {view.restarts for view in supervisor.streams()} == {0}
-        supervisor.shutdown()
-        other.cut()
-    with SegmentStore.open(tmp_path / "store", read_only=True) as store:
-        places = store.segments(name, 0, 999)
-        gaps = store.stream(name).gaps
-    assert all(a.end_s <= b.start_s for a, b in pairwise(places)), "nothing twice"
-    # Within a session a machine that is too slow thins the frames out, which is no gap.
-    moves = moves_of(places)
-    assert len(moves) == 1
-    holes = [(start_s, end_s) for start_s, end_s in moves if start_s < end_s]
-    assert all(any(g.start_s <= s and e <= g.end_s for g in gaps) for s, e in holes), "nothing in silence"
 
 
 def test_a_camera_that_is_waited_for_is_not_in_hand(cam: tuple[Camera, str]) -> None:
