@@ -49,7 +49,9 @@ def _no_cluster_in_unit_tests(
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start a Ray come first: they take longest, and a worker that has them is the last to end."""
     items.sort(
-        key=lambda item: RAY_GROUPS.index(group) if (group := _group(item.nodeid)) in RAY_GROUPS else 9
+        key=lambda item: (
+            RAY_GROUPS.index(group) if (group := _group(item.nodeid)) in RAY_GROUPS else len(RAY_GROUPS)
+        )
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from stage import Footage, wait_until
 
 import actors.feed as feed_module
-from actors.feed import MAX_QUEUE_BYTES, Feed, Turns
+from actors.feed import MAX_QUEUE_BYTES, Feed, OpenSource, Turns
 from actors.messages import StreamSpec
 from actors.timing import StageClock
 from streamkv.frame_batches import FrameBatches
@@ -20,16 +20,28 @@ from streamkv.grid import OnGap
 from streamkv.types import Frame
 
 
-def feed_of(length: int, footage: Footage, queue_frames: int = 4, size: int = 1) -> Feed:
-    spec = StreamSpec("s", str(length), epoch=1)
+def feed_from(
+    open_source: OpenSource,
+    uri: str = "",
+    *,
+    name: str = "s",
+    queue_frames: int = 4,
+    size: int = 1,
+    turns: Turns | None = None,
+) -> Feed:
     return Feed(
-        spec,
-        footage.open,
+        StreamSpec(name, uri, epoch=1),
+        open_source,
         batches=FrameBatches(1.0, size),
         queue_frames=queue_frames,
         on_change=lambda: None,
         clock=StageClock(),
+        turns=turns,
     )
+
+
+def feed_of(length: int, footage: Footage, queue_frames: int = 4, size: int = 1) -> Feed:
+    return feed_from(footage.open, str(length), queue_frames=queue_frames, size=size)
 
 
 class Crowd:
@@ -51,15 +63,7 @@ class Crowd:
 
     def feeds(self, count: int, length: int, turns: Turns) -> list[Feed]:
         return [
-            Feed(
-                StreamSpec(f"s{i}", str(length), epoch=1),
-                self.open,
-                batches=FrameBatches(1.0, 3),
-                queue_frames=length,
-                on_change=lambda: None,
-                clock=StageClock(),
-                turns=turns,
-            )
+            feed_from(self.open, str(length), name=f"s{i}", queue_frames=length, size=3, turns=turns)
             for i in range(count)
         ]
 
@@ -84,14 +88,7 @@ def test_large_frames_fill_the_queue_sooner() -> None:
         for k in range(20):
             yield Frame(np.zeros((size // 1000, 1000, 3), np.uint8), float(k), float(k + 1))
 
-    feed = Feed(
-        StreamSpec("s", "", epoch=1),
-        large,
-        batches=FrameBatches(1.0, 1),
-        queue_frames=10,
-        on_change=lambda: None,
-        clock=StageClock(),
-    )
+    feed = feed_from(large, queue_frames=10)
     feed.start()
     wait_until(lambda: feed.num_queued == 2)
     assert feed.take()
@@ -175,15 +172,7 @@ def test_a_source_that_hangs_does_not_keep_the_others_from_decoding(monkeypatch:
         yield Frame(np.zeros((2, 2, 3), np.uint8), 0.0, 1.0)
 
     turns = Turns(1)
-    hangs = Feed(
-        StreamSpec("h", "", epoch=1),
-        hanging,
-        batches=FrameBatches(1.0, 1),
-        queue_frames=4,
-        on_change=lambda: None,
-        clock=StageClock(),
-        turns=turns,
-    )
+    hangs = feed_from(hanging, turns=turns)
     hangs.start()
     assert hangs_now.wait(60)
     (feed,) = Crowd().feeds(1, 6, turns)
