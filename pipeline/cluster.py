@@ -27,6 +27,9 @@ TOO_SLOW = "timed out during startup"
 PLENTY = 1_000
 """Of each role's resource, on a machine that plays all roles."""
 
+PROXY_ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "pipeline.proxy.middlewares"}
+"""Has every proxy of a Ray that starts with it see to it that replies are whole."""
+
 
 def cpus_needed(config: PipelineConfig) -> float:
     """What all actors ask for: a small machine then runs them side by side, only slower."""
@@ -47,8 +50,7 @@ def local_ray(config: PipelineConfig, temp: Path) -> Iterator[None]:
         RAY_task_events_report_interval_ms="0",  # a history of calls that only a dashboard shows, and there is none
         RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="30",  # of 5 s, three too few on a busy machine have a proxy killed
     )
-    if config.serve.proxy == "haproxy":
-        os.environ.update(haproxy_environment(temp))
+    os.environ.update(haproxy_environment(temp) if config.serve.proxy == "haproxy" else PROXY_ENVIRONMENT)
     import ray
 
     try:

@@ -5,7 +5,8 @@ effect, and a reply names them as ignored; what would change an answer's form is
 engine.
 """
 
-from pipeline.openai.errors import error_body
-from pipeline.openai.routes import Asking, make_router
+from pipeline.openai.errors import error_body, status_and_body
+from pipeline.openai.replies import last_events
+from pipeline.openai.routes import CHAT, PATHS, Asking, make_router
 
-__all__ = ["Asking", "error_body", "make_router"]
+__all__ = ["CHAT", "PATHS", "Asking", "error_body", "last_events", "make_router", "status_and_body"]

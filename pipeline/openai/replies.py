@@ -22,6 +22,8 @@ from pipeline.openai.bodies import (
 )
 from pipeline.openai.errors import status_and_body
 
+DONE = "data: [DONE]\n\n"
+
 R = TypeVar("R", Reply, SearchReply)
 
 
@@ -69,8 +71,9 @@ class Writer(ABC, Generic[R]):
                 if with_usage:
                     yield self._event(choices=[], usage=_usage(piece).model_dump())
             except Exception as exc:
-                yield _event(status_and_body(exc)[1])
-        yield "data: [DONE]\n\n"
+                yield last_events(exc)
+            else:
+                yield DONE
 
     def _chunk(self, delta: dict[str, Any], *, finish: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
@@ -120,6 +123,11 @@ class SearchWriter(Writer[SearchReply]):
 def _usage(reply: Reply | SearchReply) -> Usage:
     prompt, completion = reply.prompt_tokens, reply.completion_tokens
     return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+def last_events(exc: Exception) -> str:
+    """Of an answer that is not whole."""
+    return _event(status_and_body(exc)[1]) + DONE
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -17,6 +17,8 @@ from pipeline.openai.replies import AnswerWriter, R, SearchWriter, Writer
 from pipeline.openai.requests import read_ignored, read_query, read_search, stream_of_model
 from pipeline.thumbnails import add_thumbnails
 
+CHAT, MODELS = PATHS = ("/v1/chat/completions", "/v1/models")
+
 
 class Asking(Protocol):
     """What the routes need of a backend."""
@@ -45,7 +47,7 @@ def make_router(backend: Asking) -> APIRouter:
     )
 
     @router.post(
-        "/v1/chat/completions",
+        CHAT,
         response_model=ChatCompletion,
         responses={200: {"content": {"text/event-stream": {}}}},
     )
@@ -63,12 +65,12 @@ def make_router(backend: Asking) -> APIRouter:
             return await _in_pieces(request, one, _answer_pieces(backend, query, request))
         return one.completion(await _pictured(backend, query, request, await backend.reply(query)))
 
-    @router.get("/v1/models")
+    @router.get(MODELS)
     async def list_models() -> ModelList:
         """The streams, as models to ask."""
         return ModelList(data=[_model(view) for view in await backend.streams()])
 
-    @router.get("/v1/models/{model:path}")
+    @router.get(f"{MODELS}/{{model:path}}")
     async def get_model(model: str) -> Model:
         """One stream, as a model to ask."""
         return _model(await backend.stream(stream_of_model(model)))

@@ -15,6 +15,7 @@ from actors.views import WatchEventView, WatchView
 from pipeline.http_errors import UNEXPECTED, status_of
 from pipeline.watches.bodies import AddedWatch, NewWatch, Watch, WatchEvent, WatchList
 
+PREFIX = "/v1/watches"
 KEEP_ALIVE_S = 15.0
 """A connection on which nothing happens gets a comment this often, so that nobody in between takes it for dead."""
 RETRY_MS = 2000
@@ -40,7 +41,7 @@ class Watching(Protocol):
 
 
 def make_router(backend: Watching) -> APIRouter:
-    router = APIRouter(prefix="/v1/watches", tags=["watches"])
+    router = APIRouter(prefix=PREFIX, tags=["watches"])
 
     @router.post("", status_code=201)
     async def add_watch(new: NewWatch) -> AddedWatch:
@@ -105,7 +106,7 @@ async def _sent(events: AsyncGenerator[WatchEventView | None, None]) -> AsyncIte
             async for event in events:
                 yield ": still here\n\n" if event is None else _event(event)
         except Exception as exc:
-            yield _error(exc)
+            yield last_event(exc)
 
 
 def _event(view: WatchEventView) -> str:
@@ -113,7 +114,8 @@ def _event(view: WatchEventView) -> str:
     return f"id: {event.segment}\nevent: change\ndata: {event.model_dump_json()}\n\n"
 
 
-def _error(exc: Exception) -> str:
+def last_event(exc: Exception) -> str:
+    """Of those who follow; they may connect again."""
     is_ours = status_of(exc) != 500
     kind, message = (type(exc).__name__, str(exc)) if is_ours else ("InternalError", UNEXPECTED)
     data = {"error": {"type": kind, "message": message}}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,8 +20,10 @@ from openai_backend import ASK
 
 pytestmark = pytest.mark.ray
 
-KILLS, EVERY_S = 2, 3.0
-REPLICA = "ray::ServeReplica:streamkv:Answer"
+EVERY_S = 3.0
+ANSWER, INGRESS = "ray::ServeReplica:streamkv:Answer", "ray::ServeReplica:streamkv:Api"
+VICTIMS = {"serve": (ANSWER, ANSWER, INGRESS), "haproxy": (ANSWER, ANSWER)}
+"""Behind HAProxy nobody outlives the ingress."""
 SHORT, LONG = 8, 200  # tokens: the long ones are still being told when their replica dies
 
 
@@ -35,14 +38,15 @@ class Outcomes:
 
 
 @pytest.fixture(params=["serve", "haproxy"])
-def two_replicas(
-    request: pytest.FixtureRequest, tmp_path: Path, tiny_checkpoint: Path, films: Path
-) -> Iterator[LiveServer]:
+def proxy(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def two_replicas(proxy: str, tmp_path: Path, tiny_checkpoint: Path, films: Path) -> Iterator[LiveServer]:
     scaling = ("serve.replicas=2", "serve.max_replicas=3", "serve.scale_up_s=2", "serve.scale_down_s=3")
     small = ("serve.batch_questions=1", f"serve.max_new_tokens={LONG}")
-    live = LiveServer(
-        tmp_path / "home", tiny_checkpoint, *SETTINGS, f"serve.proxy={request.param}", *scaling, *small
-    )
+    live = LiveServer(tmp_path / "home", tiny_checkpoint, *SETTINGS, f"serve.proxy={proxy}", *scaling, *small)
     try:
         live.up()
         with live.client() as client:
@@ -79,26 +83,27 @@ def ask_in_pieces(url: str, stop: threading.Event, found: Outcomes) -> None:
                 found.told.append(lines[-2])
 
 
-def kill_one(server: LiveServer) -> int:
+def kill_one(server: LiveServer, kind: str) -> int:
     """The replica that has lived longest, so that each gets its turn; how many that was."""
-    replicas = sorted(server.processes(REPLICA), key=lambda process: process.create_time())
+    replicas = sorted(server.processes(kind), key=lambda process: process.create_time())
     for replica in replicas[:1]:
         os.kill(replica.pid, signal.SIGKILL)
     return len(replicas[:1])
 
 
-def test_replicas_that_die_come_and_go_cost_no_answer(two_replicas: LiveServer) -> None:
+def test_replicas_that_die_come_and_go_cost_no_answer(two_replicas: LiveServer, proxy: str) -> None:
     url, few, stop, found = two_replicas.record.url, threading.Event(), threading.Event(), Outcomes()
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask, url, few, found) for ask in (ask_whole, ask_in_pieces, ask_in_pieces)]
         asking.append(pool.submit(ask_whole, url, stop, found))
         try:
-            for _ in range(KILLS):
+            for kind in VICTIMS[proxy]:
                 time.sleep(EVERY_S)
-                wait_until(lambda: kill_one(two_replicas))  # a slow machine may have none at the moment
-            wait_until(lambda: len(two_replicas.processes(REPLICA)) == 3)
+                # A slow machine may have none at the moment.
+                wait_until(partial(kill_one, two_replicas, kind))
+            wait_until(lambda: len(two_replicas.processes(ANSWER)) == 3)
             few.set()
-            wait_until(lambda: len(two_replicas.processes(REPLICA)) == 2)
+            wait_until(lambda: len(two_replicas.processes(ANSWER)) == 2)
         finally:
             few.set()
             stop.set()
