@@ -13,6 +13,7 @@ from manifests import BASE, kustomization, objects, problems, ray_service, serve
 
 from actors.roles import ROLES
 from pipeline.app import AppArgs
+from pipeline.cluster import PROXY_ENVIRONMENT
 from pipeline.deployment import serve_config
 from pipeline.settings import load_settings
 from streamkv.config import PoolConfig
@@ -70,6 +71,13 @@ def test_a_misspelt_core_field_would_be_noticed() -> None:
     claim = copy.deepcopy(next(o for o in objects() if o["kind"] == "PersistentVolumeClaim"))
     claim["spec"]["accessMode"] = claim["spec"].pop("accessModes")
     assert problems(claim)
+
+
+def test_the_clusters_proxies_see_to_whole_replies_as_those_here() -> None:
+    cluster = ray_service()["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        environment = {e["name"]: e.get("value") for e in container(group["template"])["env"]}
+        assert environment.items() >= PROXY_ENVIRONMENT.items()
 
 
 def test_the_cluster_serves_what_runs_here() -> None:
