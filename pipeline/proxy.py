@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -18,18 +19,19 @@ from actors.failures import WorkerLostError
 from pipeline import openai, watches
 from pipeline.http_errors import RETRY_AFTER_S, OverloadedError, error_response, status_of
 
-TRIES = 3
-"""Ingresses that are asked before the asker hears that there is none."""
+TRIES = 2
+"""Ingresses that are asked. A request that kills its ingress has no more of them, and those that waited with it."""
 RETRY_PAUSE_S = 0.2
-"""Before the second one; twice as long before the third."""
 MAX_KEPT_BYTES = 2_000_000
 """Of a request's body, so that it can be sent again: more than the ingress takes."""
 
 ASKING = re.compile(rf"{openai.CHAT}|/v1/search|/v1/streams/[^/]+/questions")
 """What changes nothing, though it is a POST."""
-
 OF_SERVE = "/-/"
 """Paths that the proxy answers by itself."""
+FOR_SERVE = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
+"""Headers by which anybody could have Serve cut an answer off, or go on with one that nobody hears."""
+REQUEST_ID = b"x-request-id"
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -45,9 +47,9 @@ def middlewares() -> list[Middleware]:
 class WholeReplies:
     """Each reply is whole, or says that it is not.
 
-    A request is made once more of the next ingress, as long as nothing of a reply has been sent and making it twice
-    does no harm. Events that stop coming end with an error event of their own kind. Other bodies that were begun,
-    which have a length, stay cut: any client sees that.
+    A request is made once more of the next ingress, as long as no reply has begun and making it twice does no harm.
+    Events that stop coming end with an error event of their own kind; the ingress sends whole events. Other bodies that
+    were begun, which have a length, stay cut: any client sees that.
     """
 
     def __init__(self, app: App) -> None:
@@ -57,21 +59,31 @@ class WholeReplies:
         if scope["type"] != "http" or scope["path"].startswith(OF_SERVE):
             await self._app(scope, receive, send)
             return
-        request, path = _Request(receive), scope["path"]
+        scope = _named(scope)
+        request = _Request(receive, keep=_may_be_repeated(scope))
         for attempt in range(1, TRIES + 1):
             reply = _Reply(send)
             await self._app(dict(scope), request.from_start(), reply.hear)
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError  # which Serve keeps to itself
             trouble = reply.trouble
             if trouble is None or request.is_given_up:
                 return
             if reply.is_begun:
-                await send({"type": "http.response.body", "body": _last_events(path, trouble).encode()})
+                await send({"type": "http.response.body", "body": reply.last_events(scope["path"], trouble)})
                 return
-            again = isinstance(trouble, WorkerLostError) and _may_be_repeated(scope) and request.is_kept
-            if attempt == TRIES or not again:
-                await _refusal(path, trouble)(scope, receive, send)
+            if attempt == TRIES or not (isinstance(trouble, WorkerLostError) and request.is_kept):
+                await _refusal(scope, trouble)(scope, receive, send)
                 return
-            await asyncio.sleep(RETRY_PAUSE_S * attempt)
+            await asyncio.sleep(RETRY_PAUSE_S)
+
+
+def _named(scope: Message) -> Message:
+    """With one id for all tries, the asker's own if there is one, and without what is Serve's alone to say."""
+    headers = [(name, value) for name, value in scope["headers"] if name not in FOR_SERVE]
+    if REQUEST_ID not in dict(headers):
+        headers.append((REQUEST_ID, str(uuid.uuid4()).encode()))
+    return {**scope, "headers": headers}
 
 
 def _may_be_repeated(scope: Message) -> bool:
@@ -83,83 +95,84 @@ def _may_be_repeated(scope: Message) -> bool:
 class _Request:
     """What has come of it, to be read again."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, *, keep: bool) -> None:
         self._receive = receive
-        self._kept: list[Message] = []
-        self._bytes = 0
+        self._body = bytearray()
+        self._is_read = self._has_more = False
+        self.is_kept = keep
         self.is_given_up = False
         """Whether the asker has gone."""
 
-    @property
-    def is_kept(self) -> bool:
-        return self._bytes <= MAX_KEPT_BYTES
-
     def from_start(self) -> Receive:
-        seen = 0
+        is_told = not self._is_read
 
         async def next_message() -> Message:
-            nonlocal seen
-            if seen == len(self._kept):
-                message = await self._receive()
-                self._bytes += len(message.get("body", b""))
-                self.is_given_up = message["type"] == "http.disconnect"
-                if not self.is_kept:
-                    self._kept.clear()
-                    seen = 0
-                    return message
-                self._kept.append(message)
-            seen += 1
-            return self._kept[seen - 1]
+            nonlocal is_told
+            if not is_told:
+                is_told = True
+                return {"type": "http.request", "body": bytes(self._body), "more_body": self._has_more}
+            message = await self._receive()
+            self._note(message)
+            return message
 
         return next_message
 
+    def _note(self, message: Message) -> None:
+        if message["type"] == "http.disconnect":
+            self.is_given_up = True
+        elif self.is_kept:
+            self._is_read, self._has_more = True, message.get("more_body", False)
+            self._body += message.get("body", b"")
+            if len(self._body) > MAX_KEPT_BYTES:
+                self.is_kept = False
+                self._body.clear()
+
 
 class _Reply:
-    """Passes on what is the ingress's own. Its head waits for the first of its body."""
+    """Passes on what is the ingress's own."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._head: Message | None = None
-        self._is_lost = self._is_refused = self._is_whole = False
+        self._is_refused = self._is_lost = self._is_whole = self._has_events = False
+        self._last_piece = b""
         self.is_begun = False
 
     async def hear(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._head = message
-            if _content_type(message).startswith("text/plain"):  # our own errors are JSON, all of them
+            kind = dict(message.get("headers", ())).get(b"content-type", b"")
+            self._has_events = kind.startswith(b"text/event-stream")
+            if kind.startswith(b"text/plain"):  # our own errors are JSON, all of them
                 self._is_lost = message["status"] in (500, 503)
                 self._is_refused = message["status"] == 429
-        elif self._head is not None and not self._is_lost and not self._is_refused:
-            if not self.is_begun:
-                self.is_begun = True
-                await self._send(self._head)
+        if self._is_lost or self._is_refused:
+            return
+        self.is_begun = True
+        if message["type"] == "http.response.body":
             self._is_whole = not message.get("more_body", False)
-            await self._send(message)
+            self._last_piece = message.get("body", b"")
+        await self._send(message)
 
     @property
     def trouble(self) -> Exception | None:
         """What the asker is to be told, now that no more will come; None: nothing, or there is no way to tell."""
         if self._is_refused:
             return OverloadedError("too many requests wait already; ask again a little later")
-        is_cut = not self._is_whole and (not self.is_begun or self._has_events())
+        is_cut = not self._is_whole and (not self.is_begun or self._has_events)
         return WorkerLostError("the process that had the request died; ask again") if is_cut else None
 
-    def _has_events(self) -> bool:
-        return self._head is not None and _content_type(self._head).startswith("text/event-stream")
+    def last_events(self, path: str, trouble: Exception) -> bytes:
+        """What events that were begun lack; nothing, if they had come to their own end."""
+        if self._last_piece.endswith(openai.DONE.encode()):
+            return b""
+        events = watches.last_event if path.startswith(watches.PREFIX) else openai.last_events
+        return events(trouble).encode()
 
 
-def _content_type(head: Message) -> str:
-    return next((value.decode("latin-1") for name, value in head["headers"] if name == b"content-type"), "")
-
-
-def _last_events(path: str, trouble: Exception) -> str:
-    """After a blank line, for the event before may not be whole."""
-    events = watches.last_event if path.startswith(watches.PREFIX) else openai.last_events
-    return f"\n\n{events(trouble)}"
-
-
-def _refusal(path: str, trouble: Exception) -> JSONResponse:
-    if path.startswith(openai.PATHS):
+def _refusal(scope: Message, trouble: Exception) -> JSONResponse:
+    if scope["path"].startswith(openai.PATHS):
         status, body = openai.status_and_body(trouble)
-        return JSONResponse(body, status, {"Retry-After": str(RETRY_AFTER_S)})
-    return error_response(status_of(trouble), type(trouble).__name__, str(trouble))
+        response = JSONResponse(body, status, {"Retry-After": str(RETRY_AFTER_S)})
+    else:
+        response = error_response(status_of(trouble), type(trouble).__name__, str(trouble))
+    response.headers["X-Request-ID"] = dict(scope["headers"])[REQUEST_ID].decode("latin-1")
+    return response

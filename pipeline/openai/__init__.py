@@ -6,7 +6,7 @@ engine.
 """
 
 from pipeline.openai.errors import error_body, status_and_body
-from pipeline.openai.replies import last_events
+from pipeline.openai.replies import DONE, last_events
 from pipeline.openai.routes import CHAT, PATHS, Asking, make_router
 
-__all__ = ["CHAT", "PATHS", "Asking", "error_body", "last_events", "make_router", "status_and_body"]
+__all__ = ["CHAT", "DONE", "PATHS", "Asking", "error_body", "last_events", "make_router", "status_and_body"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -26,10 +27,6 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 async def silent(scope: Message, receive: Any, send: Any) -> None:
     """Dies before a word: Serve's proxy then sends nothing at all."""
     await receive()
-
-
-async def head_only(scope: Message, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
 
 
 async def echo(scope: Message, receive: Any, send: Any) -> None:
@@ -60,20 +57,26 @@ class Exchange:
     """One request to the proxy, before which each try finds the next ingress."""
 
     def __init__(
-        self, *ingresses: Ingress, method: str = "POST", path: str = CHAT, body: tuple[bytes, ...] = (b"?",)
-    ):
-        self.tries = 0
+        self,
+        *ingresses: Ingress,
+        method: str = "POST",
+        path: str = CHAT,
+        body: tuple[bytes, ...] = (b"?",),
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        self.scopes: list[Message] = []
+        """As each try has got it."""
         self.sent: list[Message] = []
         self._ingresses = ingresses
         self._incoming: list[Message] = [
             {"type": "http.request", "body": piece, "more_body": i < len(body)}
             for i, piece in enumerate(body, 1)
         ]
-        scope = {"type": "http", "method": method, "path": path, "headers": []}
+        scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
         asyncio.run(WholeReplies(self._next)(scope, self._receive, self._send))
 
     async def _next(self, scope: Message, receive: Any, send: Any) -> None:
-        self.tries += 1
+        self.scopes.append(scope)
         await self._ingresses[self.tries - 1](scope, receive, send)
 
     async def _receive(self) -> Message:
@@ -81,6 +84,10 @@ class Exchange:
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
+
+    @property
+    def tries(self) -> int:
+        return len(self.scopes)
 
     @property
     def status(self) -> int:
@@ -100,16 +107,16 @@ class Exchange:
         return not self.sent[-1].get("more_body", False)
 
 
-@pytest.mark.parametrize("death", [silent, head_only, of_serve(500), of_serve(503)])
+@pytest.mark.parametrize("death", [silent, of_serve(500), of_serve(503)])
 def test_a_question_is_asked_of_the_next_ingress(death: Ingress) -> None:
-    found = Exchange(death, death, echo, body=(b"how many ", b"buses?"))
-    assert (found.tries, found.status) == (3, 200)
+    found = Exchange(death, echo, body=(b"how many ", b"buses?"))
+    assert (found.tries, found.status) == (2, 200)
     assert json.loads(found.body) == {"asked": "how many buses?"}
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/search", "/v1/streams/lobby/questions"])
 def test_asking_is_repeated_only_so_often_and_then_told(path: str) -> None:
-    found = Exchange(silent, silent, silent, path=path)
+    found = Exchange(silent, silent, path=path)
     assert (found.tries, found.status) == (proxy.TRIES, 503)
     error = json.loads(found.body)["error"]
     assert "died; ask again" in error["message"]
@@ -132,13 +139,18 @@ def test_what_may_be_done_twice_is(method: str, path: str) -> None:
 
 
 def test_events_that_were_begun_end_with_an_error_and_done() -> None:
-    found = Exchange(begun("text/event-stream; charset=utf-8", b'data: {"a": 1}\n\n', b'data: {"b"'), echo)
+    found = Exchange(begun("text/event-stream; charset=utf-8", b'data: {"a": 1}\n\n'), echo)
     assert found.tries == 1, "what was sent cannot be taken back"
     events = found.body.decode().split("\n\n")
     assert events[0] == 'data: {"a": 1}'
-    assert "died; ask again" in json.loads(events[2].removeprefix("data: "))["error"]["message"]
-    assert events[3:] == ["data: [DONE]", ""]
+    assert "died; ask again" in json.loads(events[1].removeprefix("data: "))["error"]["message"]
+    assert events[2:] == ["data: [DONE]", ""]
     assert found.is_whole
+
+
+def test_events_that_had_come_to_their_end_are_only_closed() -> None:
+    found = Exchange(begun("text/event-stream", b"data: [DONE]\n\n"))
+    assert (found.body, found.is_whole) == (b"data: [DONE]\n\n", True)
 
 
 def test_who_follows_a_watch_hears_an_error_event() -> None:
@@ -147,6 +159,40 @@ def test_who_follows_a_watch_hears_an_error_event() -> None:
     assert b"event: error\ndata: " in found.body
     assert b"[DONE]" not in found.body
     assert found.is_whole
+
+
+@pytest.mark.parametrize("given", [[], [(b"x-request-id", b"mine")]])
+def test_all_tries_and_the_refusal_have_one_id(given: list[tuple[bytes, bytes]]) -> None:
+    found = Exchange(silent, silent, headers=given)
+    ids = {dict(scope["headers"])[b"x-request-id"] for scope in found.scopes}
+    assert ids == {found.headers[b"x-request-id"]}
+    assert not given or ids == {b"mine"}
+
+
+def test_nobody_tells_serve_when_to_give_up() -> None:
+    given = [
+        (b"x-request-timeout-seconds", b"0.1"),
+        (b"x-request-disconnect-disabled", b"1"),
+        (b"accept", b"*/*"),
+    ]
+    (scope,) = Exchange(echo, headers=given).scopes
+    assert set(dict(scope["headers"])) == {b"accept", b"x-request-id"}
+
+
+def test_who_is_cancelled_asks_nobody_else() -> None:
+    async def swallows(scope: Message, receive: Any, send: Any) -> None:
+        asyncio.current_task().cancel()  # type: ignore[union-attr]
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(1)
+
+    with pytest.raises(asyncio.CancelledError):
+        Exchange(swallows, echo)
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "video/mp4"])
+def test_a_head_without_its_body_is_not_taken_for_a_death(media_type: str) -> None:
+    found = Exchange(begun(media_type), echo)
+    assert (found.tries, found.status) == (1, 200)
 
 
 def test_another_body_that_was_begun_stays_cut() -> None:
