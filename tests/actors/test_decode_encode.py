@@ -171,10 +171,10 @@ def test_a_stream_whose_segments_are_not_durable_stops_decoding(
 
 
 class SlowEncoder(MeanEncoder):
-    """Slower than decoding, so that frames wait for it."""
+    """Far slower than decoding, so that frames wait for it on a busy machine too."""
 
     def encode_frames(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
-        time.sleep(0.01)
+        time.sleep(0.03)
         return super().encode_frames(frames)
 
 
