@@ -68,26 +68,15 @@ def find_evidence(reading: Reading, memory: VideoMemory, count: int = NUM_EVIDEN
 
     A layer's shares sum to 1; weights are their mean over layers.
     """
-    segment_nos = np.concatenate([layer.choice.segment_nos for layer in reading.layers])
-    if not len(segment_nos):
-        return ()
-    shares = np.concatenate([_shares(layer.block_mass_b.double().cpu().numpy()) for layer in reading.layers])
-    nos, at = np.unique(segment_nos, return_inverse=True)
-    weights = np.bincount(at, shares) / len(reading.layers)
-    layers = np.repeat(np.arange(len(reading.layers)), [layer.choice.num_blocks for layer in reading.layers])
-    num_layers = np.bincount(np.unique(layers * len(nos) + at) % len(nos))
-    found = []
-    for i in np.lexsort((nos, -weights))[:count].tolist():
-        segment = find_segment(memory, int(nos[i]))
-        found.append(
-            Evidence(
-                segment.segment_no, segment.start_s, segment.end_s, float(weights[i]), int(num_layers[i])
-            )
-        )
-    return tuple(found)
-
-
-def _shares(mass: np.ndarray) -> np.ndarray:
-    """Which sum to 1, or are 0."""
-    total = mass.sum()
-    return mass / total if total > 0 else np.zeros_like(mass)
+    weights: dict[int, float] = {}
+    num_layers: dict[int, int] = {}
+    for layer in reading.layers:
+        mass = layer.block_mass_b.double().cpu().numpy()
+        total = mass.sum()
+        for segment_no in np.unique(layer.choice.segment_nos).tolist():
+            share = mass[layer.choice.segment_nos == segment_no].sum() / total if total > 0 else 0.0
+            weights[segment_no] = weights.get(segment_no, 0.0) + float(share) / len(reading.layers)
+            num_layers[segment_no] = num_layers.get(segment_no, 0) + 1
+    heaviest = sorted(weights, key=lambda no: (-weights[no], no))[:count]
+    found = ((no, find_segment(memory, no)) for no in heaviest)
+    return tuple(Evidence(no, s.start_s, s.end_s, weights[no], num_layers[no]) for no, s in found)
