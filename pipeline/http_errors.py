@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -66,9 +68,19 @@ def status_of(exc: Exception) -> int:
     return next((STATUS[kind] for kind in type(exc).__mro__ if kind in STATUS), 500)
 
 
-def error_response(status: int, kind: str, message: str) -> JSONResponse:
+def response(status: int, body: dict[str, Any]) -> JSONResponse:
+    """With Retry-After where trying again may help."""
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else None
-    return JSONResponse({"error": {"type": kind, "message": message}}, status, headers)
+    return JSONResponse(body, status, headers)
+
+
+def error_response(status: int, kind: str, message: str) -> JSONResponse:
+    return response(status, {"error": {"type": kind, "message": message}})
+
+
+def response_to(exc: Exception) -> JSONResponse:
+    """To one of our errors."""
+    return error_response(status_of(exc), type(exc).__name__, str(exc))
 
 
 def problems_of(exc: RequestValidationError) -> list[str]:
@@ -80,7 +92,7 @@ def install(app: FastAPI) -> None:
     """Gives every error of the application the one form."""
 
     async def ours(request: Request, exc: Exception) -> JSONResponse:
-        return error_response(status_of(exc), type(exc).__name__, str(exc))
+        return response_to(exc)
 
     async def invalid(request: Request, exc: Exception) -> JSONResponse:
         assert isinstance(exc, RequestValidationError)

@@ -16,14 +16,13 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
 from actors.failures import WorkerLostError
-from pipeline import openai, watches
-from pipeline.http_errors import RETRY_AFTER_S, OverloadedError, error_response, status_of
+from pipeline import http_errors, openai, watches
+from pipeline.api import MAX_BODY_BYTES
+from pipeline.http_errors import OverloadedError
 
 TRIES = 2
 """Ingresses that are asked. A request that kills its ingress has no more of them, and those that waited with it."""
 RETRY_PAUSE_S = 0.2
-MAX_KEPT_BYTES = 2_000_000
-"""Of a request's body, so that it can be sent again: more than the ingress takes."""
 
 ASKING = re.compile(rf"{openai.CHAT}|/v1/search|/v1/streams/[^/]+/questions")
 """What changes nothing, though it is a POST."""
@@ -123,7 +122,7 @@ class _Request:
         elif self.is_kept:
             self._is_read, self._has_more = True, message.get("more_body", False)
             self._body += message.get("body", b"")
-            if len(self._body) > MAX_KEPT_BYTES:
+            if len(self._body) > MAX_BODY_BYTES:  # which no ingress takes
                 self.is_kept = False
                 self._body.clear()
 
@@ -169,10 +168,7 @@ class _Reply:
 
 
 def _refusal(scope: Message, trouble: Exception) -> JSONResponse:
-    if scope["path"].startswith(openai.PATHS):
-        status, body = openai.status_and_body(trouble)
-        response = JSONResponse(body, status, {"Retry-After": str(RETRY_AFTER_S)})
-    else:
-        response = error_response(status_of(trouble), type(trouble).__name__, str(trouble))
+    of_openai = scope["path"].startswith(openai.PATHS)
+    response = openai.response_to(trouble) if of_openai else http_errors.response_to(trouble)
     response.headers["X-Request-ID"] = dict(scope["headers"])[REQUEST_ID].decode("latin-1")
     return response

@@ -5,8 +5,8 @@ effect, and a reply names them as ignored; what would change an answer's form is
 engine.
 """
 
-from pipeline.openai.errors import error_body, status_and_body
+from pipeline.openai.errors import error_body, response_to
 from pipeline.openai.replies import DONE, last_events
 from pipeline.openai.routes import CHAT, PATHS, Asking, make_router
 
-__all__ = ["CHAT", "DONE", "PATHS", "Asking", "error_body", "last_events", "make_router", "status_and_body"]
+__all__ = ["CHAT", "DONE", "PATHS", "Asking", "error_body", "last_events", "make_router", "response_to"]

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from pipeline.http_errors import RETRY_AFTER_S, OverloadedError, problems_of, status_of
+from pipeline.http_errors import OverloadedError, problems_of, response, status_of
 
 log = logging.getLogger("streamkv.openai")
 
@@ -36,9 +36,7 @@ class OpenAIRoute(APIRoute):
             try:
                 return await handler(request)
             except Exception as exc:
-                status, body = status_and_body(exc)
-                headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else None
-                return JSONResponse(body, status, headers)
+                return response_to(exc)
 
         return handle
 
@@ -48,6 +46,11 @@ def error_body(
 ) -> dict[str, Any]:
     """`{"error": ...}` as OpenAI's clients read it."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def response_to(exc: Exception) -> JSONResponse:
+    """That tells of it."""
+    return response(*status_and_body(exc))
 
 
 def status_and_body(exc: Exception) -> tuple[int, dict[str, Any]]:
